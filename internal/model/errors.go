@@ -9,17 +9,17 @@ import (
 type ErrKind uint8
 
 const (
-	KindUnknown  ErrKind = iota
-	KindInvalid          // the request can never work: 400
-	KindNotFound         // 404
-	KindConflict         // a name or object exists: 409
-	KindStale            // computed from what has changed since
-	KindFailedPrecondition
-	KindForbidden         // 403
-	KindUnavailable       // try later or elsewhere: 503
-	KindUnimplemented     // 501
-	KindUnauthorized      // 401
-	KindResourceExhausted // disk or quota: 507/503
+	Unknown  ErrKind = iota
+	Invalid          // the request can never work: 400
+	NotFound         // 404
+	Conflict         // a name or object exists: 409
+	Stale            // computed from what has changed since
+	FailedPrecondition
+	Forbidden     // 403
+	Unavailable   // try later or elsewhere: 503
+	Unimplemented // 501
+	Unauthorized  // 401
+	Exhausted     // disk or quota: 507/503
 )
 
 // Error is an error of one of the kinds. Message is one line for the user.
@@ -36,10 +36,10 @@ func Errorf(kind ErrKind, format string, args ...any) error {
 }
 
 // Invalidf, NotFoundf, Conflictf and Stalef make errors of those kinds.
-func Invalidf(format string, args ...any) error  { return Errorf(KindInvalid, format, args...) }
-func NotFoundf(format string, args ...any) error { return Errorf(KindNotFound, format, args...) }
-func Conflictf(format string, args ...any) error { return Errorf(KindConflict, format, args...) }
-func Stalef(format string, args ...any) error    { return Errorf(KindStale, format, args...) }
+func Invalidf(format string, args ...any) error  { return Errorf(Invalid, format, args...) }
+func NotFoundf(format string, args ...any) error { return Errorf(NotFound, format, args...) }
+func Conflictf(format string, args ...any) error { return Errorf(Conflict, format, args...) }
+func Stalef(format string, args ...any) error    { return Errorf(Stale, format, args...) }
 
 // KindOf is the kind of err, or of the first error of a kind that it wraps.
 func KindOf(err error) ErrKind {
@@ -47,5 +47,5 @@ func KindOf(err error) ErrKind {
 	if errors.As(err, &e) {
 		return e.Kind
 	}
-	return KindUnknown
+	return Unknown
 }
