@@ -1,0 +1,122 @@
+// Package embedded carries the helper programs of skep inside its binary: the
+// shim that keeps a container running and the keeper that holds logs and ports.
+// Both must be small programs of their own, because they live on when the
+// daemon ends or is replaced, and one shim runs for every container.
+//
+// The daemon writes them below its data root at start-up and hands their paths
+// to the runtime and to the keeper's client. The package knows nothing of what
+// the helpers do.
+package embedded
+
+import (
+	"crypto/sha256"
+	"embed"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+)
+
+//go:embed all:bin
+var files embed.FS
+
+const (
+	shimName   = "skep-shim"
+	keeperName = "skep-keeper"
+	// hashLen is how many hex digits of the content's SHA-256 a file name
+	// carries: enough to tell builds apart, short enough for `ps`.
+	hashLen = 12
+)
+
+// ErrNotEmbedded says that this binary was built without its helpers.
+var ErrNotEmbedded = errors.New("this binary was built without its helper programs (plain `go build`): build it with `make build`")
+
+// Paths are the absolute paths of the helpers that Write has put on disk.
+type Paths struct {
+	Shim   string // the containerd shim
+	Keeper string // the keeper
+}
+
+// Write puts the embedded helpers into dir, which it makes if it is missing, and
+// returns their paths. A file's name carries the hash of its content, so that a
+// helper that still runs from an older build is never written over, and a second
+// call writes nothing. A file is renamed into place when it is complete, so a
+// crash leaves none half-written under its final name.
+//
+// Several calls at once, also from several processes, are safe. The error is
+// ErrNotEmbedded, wrapped, when the binary does not carry the helpers.
+func Write(dir string) (Paths, error) {
+	return write(files, dir)
+}
+
+func write(src fs.FS, dir string) (Paths, error) {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return Paths{}, fmt.Errorf("resolving the helpers' directory: %w", err)
+	}
+	// Only the daemon runs them, and containers' mounts may show the parent.
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return Paths{}, fmt.Errorf("making the helpers' directory: %w", err)
+	}
+	var p Paths
+	for _, h := range []struct {
+		name string
+		path *string
+	}{{shimName, &p.Shim}, {keeperName, &p.Keeper}} {
+		if *h.path, err = writeOne(src, dir, h.name); err != nil {
+			return Paths{}, err
+		}
+	}
+	return p, nil
+}
+
+func writeOne(src fs.FS, dir, name string) (string, error) {
+	content, err := fs.ReadFile(src, "bin/"+name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", fmt.Errorf("helper %s: %w", name, ErrNotEmbedded)
+	}
+	if err != nil {
+		return "", fmt.Errorf("reading embedded helper %s: %w", name, err)
+	}
+	sum := sha256.Sum256(content)
+	path := filepath.Join(dir, name+"-"+hex.EncodeToString(sum[:])[:hashLen])
+	if complete(path, sum) {
+		return path, nil
+	}
+	tmp, err := os.CreateTemp(dir, "."+name+"-*")
+	if err != nil {
+		return "", fmt.Errorf("writing helper %s: %w", name, err)
+	}
+	defer os.Remove(tmp.Name()) // fails once the file is renamed, as it should
+	_, err = tmp.Write(content)
+	if err == nil {
+		err = tmp.Chmod(0o700)
+	}
+	if err == nil {
+		// Without this a power loss may leave an empty file under the final name.
+		err = tmp.Sync()
+	}
+	if cerr := tmp.Close(); err == nil {
+		err = cerr
+	}
+	if err == nil {
+		err = os.Rename(tmp.Name(), path)
+	}
+	if err != nil {
+		return "", fmt.Errorf("writing helper %s: %w", name, err)
+	}
+	return path, nil
+}
+
+// complete reports whether path already holds the content with that hash and
+// may be executed.
+func complete(path string, sum [sha256.Size]byte) bool {
+	st, err := os.Lstat(path)
+	if err != nil || !st.Mode().IsRegular() || st.Mode().Perm()&0o100 == 0 {
+		return false
+	}
+	have, err := os.ReadFile(path)
+	return err == nil && sha256.Sum256(have) == sum
+}
