@@ -1,0 +1,209 @@
+package state
+
+import (
+	"github.com/skep-swarm/skep/internal/model"
+)
+
+// maxClusterNodes bounds what one swarm may hold; far above the hundreds it is made for.
+const maxClusterNodes = 1 << 16
+
+func (w *writer) change(c *model.Change) error {
+	switch {
+	case c.PutCluster != nil:
+		return w.putCluster(c.PutCluster)
+	case c.PutNode != nil:
+		return w.putNode(c.PutNode)
+	case c.SetNodeSpec != nil:
+		return w.setNodeSpec(c.SetNodeSpec)
+	case c.SetNodeDesc != nil:
+		return w.setNodeDesc(c.SetNodeDesc)
+	case c.SetNodeState != nil:
+		return w.setNodeState(c.SetNodeState)
+	case c.SetNodeBlocks != nil:
+		return w.setNodeBlocks(c.SetNodeBlocks)
+	case c.DeleteNode != 0:
+		return w.deleteNode(c.DeleteNode)
+	case c.NewRevision != nil:
+		return w.newRevision(c.NewRevision)
+	case c.DeleteService != 0:
+		return w.deleteService(c.DeleteService)
+	case c.SetUpdate != nil:
+		return w.setUpdate(c.SetUpdate)
+	case c.SetPorts != nil:
+		return w.setPorts(c.SetPorts)
+	case c.PutTask != nil:
+		return w.putTask(c.PutTask)
+	case c.SetTaskDesired != nil:
+		return w.setTaskDesired(c.SetTaskDesired)
+	case c.SetTaskPlace != nil:
+		return w.setTaskPlace(c.SetTaskPlace)
+	case c.SetTaskStatus != nil:
+		return w.setTaskStatus(c.SetTaskStatus)
+	case c.DeleteTask != nil:
+		return w.deleteTask(*c.DeleteTask)
+	case c.Report != nil:
+		return w.report(c.Report)
+	case c.PutNetwork != nil:
+		return w.putNetwork(c.PutNetwork)
+	case c.DeleteNetwork != 0:
+		return w.deleteNetwork(c.DeleteNetwork)
+	case c.PutImage != nil:
+		return w.putImage(c.PutImage)
+	case c.DeleteImage != "":
+		return w.deleteImage(c.DeleteImage)
+	}
+	return model.Invalidf("a change of a kind that this version does not know")
+}
+
+func (w *writer) putCluster(c *model.Cluster) error {
+	n := *c
+	if old := w.s.cluster; old != nil {
+		if n.IDKey != old.IDKey {
+			return model.Invalidf("a cluster's identifier key cannot change")
+		}
+		n.CreatedAt = old.CreatedAt
+		n.SpecVersion = w.stamp(old.SpecVersion)
+	} else {
+		n.CreatedAt = w.now
+		n.SpecVersion = w.stamp(1)
+	}
+	n.UpdatedAt = w.now
+	w.s.cluster = &n
+	w.touch(model.ClusterKey())
+	return nil
+}
+
+func (w *writer) putNode(c *model.Node) error {
+	if w.s.Node(c.ID) != nil || c.ID == 0 {
+		return model.Conflictf("node %d exists", c.ID)
+	}
+	if w.s.nodes.Len() >= maxClusterNodes {
+		return model.Errorf(model.Exhausted, "the swarm has %d nodes, the most it can hold", maxClusterNodes)
+	}
+	n := *c
+	n.CreatedAt, n.UpdatedAt = w.now, w.now
+	n.SpecVersion, n.DescVersion, n.StateVer = w.stamp(1), w.stamp(1), w.stamp(1)
+	w.s.nodes.Set(n.ID, &n)
+	w.s.lastNode = max(w.s.lastNode, n.ID)
+	w.touch(model.NodeKey(n.ID))
+	return nil
+}
+
+// editNode copies a node, lets f change the copy and stores it.
+func (w *writer) editNode(id model.NodeID, f func(*model.Node) error) error {
+	old := w.s.Node(id)
+	if old == nil {
+		return model.NotFoundf("node %s not found", w.s.name(model.NodeKey(id)))
+	}
+	n := *old
+	if err := f(&n); err != nil {
+		return err
+	}
+	w.s.nodes.Set(id, &n)
+	w.touch(model.NodeKey(id))
+	return nil
+}
+
+func (w *writer) setNodeSpec(c *model.NodeSpecSet) error {
+	return w.editNode(c.Node, func(n *model.Node) error {
+		n.Spec, n.UpdatedAt = c.Spec, w.now
+		n.SpecVersion = w.stamp(n.SpecVersion)
+		return nil
+	})
+}
+
+func (w *writer) setNodeDesc(c *model.NodeDescSet) error {
+	return w.editNode(c.Node, func(n *model.Node) error {
+		n.Description, n.Routes, n.PortClashes = c.Description, c.Routes, c.PortClashes
+		n.DescVersion = w.stamp(n.DescVersion)
+		return nil
+	})
+}
+
+func (w *writer) setNodeState(c *model.NodeStateSet) error {
+	return w.editNode(c.Node, func(n *model.Node) error {
+		n.State, n.Message = c.State, c.Message
+		if c.Addr != "" {
+			n.Addr = c.Addr
+		}
+		n.StateVer = w.stamp(n.StateVer)
+		return nil
+	})
+}
+
+func (w *writer) setNodeBlocks(c *model.NodeBlocksSet) error {
+	for other := range w.s.Nodes() {
+		if other.ID == c.Node {
+			continue
+		}
+		for _, have := range other.Blocks {
+			for _, want := range c.Blocks {
+				if have.Overlaps(want) {
+					return model.Conflictf("gateway block %s belongs to node %s", want, other.Hostname())
+				}
+			}
+		}
+	}
+	return w.editNode(c.Node, func(n *model.Node) error {
+		n.Blocks = c.Blocks
+		return nil
+	})
+}
+
+func (w *writer) deleteNode(id model.NodeID) error {
+	if w.s.Node(id) == nil {
+		return model.NotFoundf("node %s not found", w.s.name(model.NodeKey(id)))
+	}
+	w.s.nodes.Delete(id)
+	w.touch(model.NodeKey(id))
+	return nil
+}
+
+func (w *writer) putNetwork(c *model.Network) error {
+	if id, ok := w.s.netNames.Get(c.Name); ok && id != c.ID {
+		return model.Conflictf("network with name %s already exists", c.Name)
+	}
+	n := *c
+	if old := w.s.Network(c.ID); old != nil {
+		n.CreatedAt = old.CreatedAt
+	} else {
+		n.CreatedAt = w.now
+	}
+	n.Version = w.stamp(max(n.Version, 1))
+	w.s.networks.Set(n.ID, &n)
+	w.s.netNames.Set(n.Name, n.ID)
+	w.s.lastNetwork = max(w.s.lastNetwork, n.ID)
+	w.touch(model.NetworkKey(n.ID))
+	return nil
+}
+
+func (w *writer) deleteNetwork(id model.NetworkID) error {
+	n := w.s.Network(id)
+	if n == nil {
+		return model.NotFoundf("network %s not found", w.s.name(model.NetworkKey(id)))
+	}
+	w.s.networks.Delete(id)
+	w.s.netNames.Delete(n.Name)
+	w.touch(model.NetworkKey(id))
+	return nil
+}
+
+func (w *writer) putImage(c *model.Image) error {
+	if c.Name == "" {
+		return model.Invalidf("an image needs a name")
+	}
+	n := *c
+	n.At = w.now
+	n.Version = w.stamp(max(n.Version, 1))
+	w.s.images.Set(n.Name, &n)
+	w.touch(model.ImageKey(n.Name))
+	return nil
+}
+
+func (w *writer) deleteImage(name string) error {
+	if _, ok := w.s.images.Delete(name); !ok {
+		return model.NotFoundf("No such image: %s", name)
+	}
+	w.touch(model.ImageKey(name))
+	return nil
+}
