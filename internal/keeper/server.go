@@ -1,0 +1,213 @@
+package keeper
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/skep-swarm/skep/internal/keeper/jsonlog"
+	"github.com/skep-swarm/skep/internal/keeper/ports"
+)
+
+const (
+	// maxRequests bounds the connections that are served at a time.
+	maxRequests = 128
+	// requestTime bounds reading a request and writing its answer.
+	requestTime = 10 * time.Second
+	// lingerTime is how long connections that are carried for held ports
+	// may go on in a process that has been replaced or told to end.
+	lingerTime = 10 * time.Minute
+)
+
+// A server is the keeper process.
+type server struct {
+	dir   string
+	build string
+	log   *slog.Logger
+
+	lock     *os.File
+	listener *net.UnixListener
+	logs     *logTable
+	holder   *ports.Holder
+
+	// gate is held for writing while everything is handed over; gone tells
+	// that it was.
+	gate sync.RWMutex
+	gone bool
+
+	stop   context.CancelFunc // ends run
+	ending context.Context
+	keep   atomic.Bool // leave the table for the next keeper
+}
+
+// run serves until a request or ctx ends it. It joins what it started.
+func (s *server) run(ctx context.Context) error {
+	s.ending, s.stop = context.WithCancel(ctx)
+	defer s.stop()
+	s.logs.start()
+	if err := s.holder.Resume(); err != nil {
+		s.log.Error("serving held ports", "err", err)
+	}
+	wake := context.AfterFunc(s.ending, func() { s.listener.Close() })
+	defer wake()
+	err := s.accept()
+	s.stop()
+	s.finish()
+	return err
+}
+
+// accept serves connections until the listener is closed, and joins them.
+func (s *server) accept() error {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	slots := make(chan struct{}, maxRequests)
+	for {
+		c, err := s.listener.AcceptUnix()
+		if s.ending.Err() != nil {
+			if err == nil {
+				c.Close()
+			}
+			return nil
+		}
+		if errors.Is(err, net.ErrClosed) {
+			return fmt.Errorf("accepting: %w", err)
+		}
+		if err != nil {
+			s.log.Error("accepting", "err", err)
+			select { // out of descriptors, likely
+			case <-s.ending.Done():
+			case <-time.After(100 * time.Millisecond):
+			}
+			continue
+		}
+		slots <- struct{}{}
+		wg.Add(1)
+		go func() {
+			defer wg.Done()
+			defer func() { <-slots }()
+			defer c.Close()
+			if err := s.serve(c); err != nil {
+				s.log.Error("serving a request", "err", err)
+			}
+		}()
+	}
+}
+
+// finish ends everything in the order in which nothing is lost.
+func (s *server) finish() {
+	if !s.gone {
+		if err := s.logs.end(s.keep.Load()); err != nil {
+			s.log.Error("closing logs", "err", err)
+		}
+		if !s.keep.Load() {
+			os.Remove(portsFile(s.dir))
+			os.Remove(socketPath(s.dir))
+		}
+	}
+	s.holder.Release(s.holder.List())
+	s.lock.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), lingerTime)
+	defer cancel()
+	if s.keep.Load() {
+		cancel() // a signal: the host goes down, or somebody is in a hurry
+	}
+	s.holder.Close(ctx)
+}
+
+// serve answers one connection.
+func (s *server) serve(c *net.UnixConn) error {
+	c.SetDeadline(time.Now().Add(requestTime))
+	var req request
+	if err := readFrame(c, &req); err != nil {
+		return nil // a client that went away
+	}
+	c.SetDeadline(time.Time{})
+	switch req.Op {
+	case opWatch:
+		return s.watch(c)
+	case opHandoff:
+		return s.handoff(c)
+	}
+	s.gate.RLock()
+	defer s.gate.RUnlock()
+	if s.gone {
+		return nil // the client asks again, and reaches the next keeper
+	}
+	resp, err := s.answer(&req)
+	if err != nil {
+		resp = response{Error: err.Error()}
+	}
+	c.SetDeadline(time.Now().Add(requestTime))
+	err = writeFrame(c, resp)
+	if req.Op == opShutdown {
+		s.stop()
+	}
+	return err
+}
+
+// watch keeps the connection until the client or the keeper ends.
+func (s *server) watch(c *net.UnixConn) error {
+	if err := writeFrame(c, response{}); err != nil {
+		return err
+	}
+	wake := context.AfterFunc(s.ending, func() { c.Close() })
+	defer wake()
+	var one [1]byte
+	c.Read(one[:])
+	return nil
+}
+
+// answer does what a request asks for.
+func (s *server) answer(req *request) (response, error) {
+	ctx, cancel := context.WithTimeout(s.ending, requestTime)
+	defer cancel()
+	switch req.Op {
+	case opHello:
+		return response{Hello: &hello{Version: Protocol, Build: s.build, PID: os.Getpid()}}, nil
+	case opOpen:
+		if req.Log == nil {
+			return response{}, errors.New("no log to open")
+		}
+		files, err := s.logs.open(*req.Log)
+		return response{Files: &files}, err
+	case opClose:
+		return response{}, s.logs.close(req.ID)
+	case opRemove:
+		err := s.logs.close(req.ID)
+		return response{}, errors.Join(err, jsonlog.Remove(jsonlog.Path(req.Dir, req.ID)))
+	case opHold:
+		errs := s.holder.Hold(ctx, req.Ports)
+		return response{Held: portErrs(errs)}, savePorts(s.dir, s.holder.List())
+	case opRelease:
+		s.holder.Release(req.Ports)
+		return response{}, savePorts(s.dir, s.holder.List())
+	case opProbe:
+		return response{Held: portErrs(s.holder.Probe(ctx, req.Ports))}, nil
+	case opList:
+		return response{List: &Listing{Logs: s.logs.list(), Ports: s.holder.List()}}, nil
+	case opShutdown:
+		return response{}, nil
+	}
+	return response{}, fmt.Errorf("the keeper knows no request %q", req.Op)
+}
+
+func portErrs(errs []error) []portErr {
+	out := make([]portErr, len(errs))
+	for i, err := range errs {
+		if err == nil {
+			continue
+		}
+		out[i] = portErr{Error: err.Error(), Invalid: errors.Is(err, ports.ErrInvalid)}
+		var used *ports.InUseError
+		if errors.As(err, &used) {
+			out[i].InUse, out[i].PID, out[i].Command = true, used.PID, used.Command
+		}
+	}
+	return out
+}
