@@ -1,0 +1,184 @@
+// Package cli is the skep command: cobra commands that speak HTTP to a daemon, Docker's API
+// and skep's own.
+//
+// It must not know the daemon's insides; the one exception, `skep daemon`, is handed in by
+// main. Output for people goes through tables, output for scripts through --format,
+// --json and --quiet; errors end with exit code 1, wrong usage with 2.
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/moby/moby/client"
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+)
+
+// DefaultHost is where the daemon listens unless it is told otherwise.
+const DefaultHost = "unix:///run/skep/skep.sock"
+
+// Version says what binary this is.
+type Version struct {
+	Version string
+	Commit  string
+}
+
+// Config is what main hands in.
+type Config struct {
+	Version Version
+	// Daemon is the `skep daemon` command.
+	Daemon *cobra.Command
+	Stdout io.Writer
+	Stderr io.Writer
+	// Getenv is os.Getenv but in tests.
+	Getenv func(string) string
+}
+
+type cli struct {
+	Config
+	host string
+}
+
+// usageError is an error in how the command was called: exit code 2.
+type usageError struct{ error }
+
+func (e usageError) Unwrap() error { return e.error }
+
+// Run runs one command and returns the process's exit code.
+func Run(ctx context.Context, cfg Config, args []string) int {
+	c := &cli{Config: cfg}
+	root := c.root()
+	root.SetArgs(args)
+	root.SetOut(cfg.Stdout)
+	root.SetErr(cfg.Stderr)
+	err := root.ExecuteContext(ctx)
+	var exit exitCode
+	var usage usageError
+	switch {
+	case err == nil:
+		return 0
+	case errors.As(err, &exit):
+		return int(exit)
+	case errors.Is(err, context.Canceled):
+		return 130
+	}
+	fmt.Fprintf(cfg.Stderr, "skep: %v\n", err)
+	if errors.As(err, &usage) {
+		return 2
+	}
+	return 1
+}
+
+// exitCode ends a command whose error has been printed.
+type exitCode int
+
+func (e exitCode) Error() string { return fmt.Sprintf("exit code %d", int(e)) }
+
+func (c *cli) root() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "skep",
+		Short: "Swarm mode carried on: run services on a swarm of Linux hosts",
+		Long: `skep turns Linux hosts into one swarm that runs services, keeps them healthy and
+updates them without an outage. The docker CLI works against it, too:
+
+  export DOCKER_HOST=` + DefaultHost,
+		Example: `  skep up                         # a one-node swarm on this machine
+  skep service ls
+  docker service create --name web --replicas 3 -p 8080:80 nginx`,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+	}
+	root.PersistentFlags().StringVarP(&c.host, "host", "H", "", "daemon to talk to (default $SKEP_HOST, $DOCKER_HOST, or "+DefaultHost+")")
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		return usageError{fmt.Errorf("%w\nSee '%s --help'", err, cmd.CommandPath())}
+	})
+	root.AddCommand(c.up(), c.down(), c.version(), c.info(), c.service(), c.image())
+	if c.Daemon != nil {
+		root.AddCommand(c.Daemon)
+	}
+	for _, cmd := range root.Commands() {
+		refuseUnknown(cmd)
+	}
+	return root
+}
+
+// refuseUnknown makes a group of commands answer a wrong verb with one line instead of its help.
+func refuseUnknown(cmd *cobra.Command) {
+	if !cmd.HasSubCommands() || cmd.RunE != nil || cmd.Run != nil {
+		return
+	}
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if len(args) == 0 {
+			return cmd.Help()
+		}
+		return usageError{fmt.Errorf("unknown command %q for %q\nSee '%s --help'", args[0], cmd.CommandPath(), cmd.CommandPath())}
+	}
+}
+
+// args wraps a check of the positional arguments, so that it ends with exit code 2.
+func args(check cobra.PositionalArgs) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, a []string) error {
+		if err := check(cmd, a); err != nil {
+			return usageError{fmt.Errorf("%w\nUsage: %s", err, cmd.UseLine())}
+		}
+		return nil
+	}
+}
+
+// address is the daemon's, by flag, environment or default.
+func (c *cli) address() string {
+	for _, h := range []string{c.host, c.Getenv("SKEP_HOST"), c.Getenv("DOCKER_HOST")} {
+		if h != "" {
+			return h
+		}
+	}
+	return DefaultHost
+}
+
+// connect makes a client of the daemon's API.
+func (c *cli) connect() (*client.Client, error) {
+	cl, err := client.New(client.WithHost(c.address()), client.WithUserAgent("skep/"+c.Version.Version))
+	if err != nil {
+		return nil, usageError{fmt.Errorf("daemon address %q: %w", c.address(), err)}
+	}
+	return cl, nil
+}
+
+// explain turns a refused connection into what to do next.
+func (c *cli) explain(err error) error {
+	if err == nil || !client.IsErrConnectionFailed(err) {
+		return err
+	}
+	return fmt.Errorf("no daemon answers at %s: start one with 'skep up' (one node, now) or 'systemctl start skep'", c.address())
+}
+
+// raw is an HTTP client for the routes that Docker's client has no word for.
+func (c *cli) raw() (*http.Client, string, error) {
+	proto, addr, ok := strings.Cut(c.address(), "://")
+	if !ok || proto != "unix" {
+		return nil, "", usageError{fmt.Errorf("this command works on the machine of the daemon only: use -H unix://… (it is %s)", c.address())}
+	}
+	return &http.Client{
+		Timeout: 2 * time.Minute,
+		Transport: &http.Transport{
+			DisableKeepAlives: true,
+			DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+				return new(net.Dialer).DialContext(ctx, "unix", addr)
+			},
+		},
+	}, "http://skep", nil
+}
+
+// interactive reports whether w is a terminal that wants colours and moving lines.
+func (c *cli) interactive(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	return ok && term.IsTerminal(int(f.Fd())) && c.Getenv("NO_COLOR") == "" && c.Getenv("TERM") != "dumb"
+}

@@ -1,0 +1,199 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/moby/moby/api/types/swarm"
+	"github.com/moby/moby/api/types/system"
+	"github.com/moby/moby/client"
+	"github.com/spf13/cobra"
+)
+
+// upOptions are the flags of `skep up` that it hands on to the daemon.
+type upOptions struct {
+	dataRoot, execRoot, advertise string
+	timeout                       time.Duration
+}
+
+func (c *cli) up() *cobra.Command {
+	var o upOptions
+	cmd := &cobra.Command{
+		Use: "up", Short: "Start a daemon here if none runs, and make it a one-node swarm", Args: args(cobra.NoArgs),
+		Long: `Starts a daemon on this machine if none answers, makes it a one-node swarm if it is in none,
+and says what to do next. Running it again changes nothing.`,
+		Example: `  sudo skep up`,
+		RunE:    func(cmd *cobra.Command, _ []string) error { return c.runUp(cmd, &o) },
+	}
+	cmd.Flags().StringVar(&o.dataRoot, "data-root", "/var/lib/skep", "where a new daemon keeps its state")
+	cmd.Flags().StringVar(&o.execRoot, "exec-root", "/run/skep", "where a new daemon keeps what a reboot may lose")
+	cmd.Flags().StringVar(&o.advertise, "advertise-addr", "", "address (or interface) that other nodes would reach this one by")
+	cmd.Flags().DurationVar(&o.timeout, "timeout", time.Minute, "how long to wait for the daemon")
+	return cmd
+}
+
+func (c *cli) runUp(cmd *cobra.Command, o *upOptions) error {
+	ctx, cancel := context.WithTimeoutCause(cmd.Context(), o.timeout, fmt.Errorf("not ready within %s", o.timeout))
+	defer cancel()
+	w := cmd.OutOrStdout()
+	cl, err := c.connect()
+	if err != nil {
+		return err
+	}
+	ping, err := cl.Ping(ctx, client.PingOptions{})
+	if client.IsErrConnectionFailed(err) {
+		fmt.Fprintf(w, "starting a daemon (data in %s, log in %s) …\n", o.dataRoot, o.log())
+		if err := c.startDaemon(ctx, cl, o); err != nil {
+			return err
+		}
+		ping, err = cl.Ping(ctx, client.PingOptions{})
+	}
+	if err != nil {
+		return fmt.Errorf("daemon at %s: %w", c.address(), err)
+	}
+	if ping.SwarmStatus == nil || ping.SwarmStatus.NodeState == swarm.LocalNodeStateInactive {
+		fmt.Fprintln(w, "making a swarm of this node …")
+		if _, err := cl.SwarmInit(ctx, client.SwarmInitOptions{ListenAddr: "0.0.0.0:2377", AdvertiseAddr: o.advertise}); err != nil {
+			return fmt.Errorf("make a swarm: %w", err)
+		}
+	}
+	info, err := c.awaitReady(ctx, cl)
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(w, "this node (%s, %s) is a manager of a swarm with %d node(s).\n\n", info.Name, info.Swarm.NodeAddr, info.Swarm.Nodes)
+	fmt.Fprintf(w, "next:  export DOCKER_HOST=%s\n", c.address())
+	fmt.Fprintln(w, "       docker service create --name web --replicas 3 -p 8080:80 IMAGE     (images: skep image load -i FILE)")
+	fmt.Fprintln(w, "       skep service ls        skep info        skep down (stop everything here)")
+	return nil
+}
+
+func (o *upOptions) log() string { return filepath.Join(o.dataRoot, "daemon.log") }
+
+// startDaemon runs `skep daemon` in a session of its own and waits until it answers.
+func (c *cli) startDaemon(ctx context.Context, cl *client.Client, o *upOptions) error {
+	if !strings.HasPrefix(c.address(), "unix://") {
+		return fmt.Errorf("no daemon answers at %s, and one can be started here for a unix:// address only", c.address())
+	}
+	if os.Geteuid() != 0 {
+		return errors.New("the daemon needs root: run 'sudo skep up'")
+	}
+	if err := os.MkdirAll(o.dataRoot, 0o711); err != nil {
+		return fmt.Errorf("data root: %w", err)
+	}
+	logFile, err := os.OpenFile(o.log(), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return fmt.Errorf("daemon log: %w", err)
+	}
+	defer logFile.Close()
+	self, err := os.Executable()
+	if err != nil {
+		return fmt.Errorf("find skep's own binary: %w", err)
+	}
+	proc := exec.Command(self, "daemon", "--data-root", o.dataRoot, "--exec-root", o.execRoot, "-H", c.address())
+	proc.Stdout, proc.Stderr = logFile, logFile
+	proc.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := proc.Start(); err != nil {
+		return fmt.Errorf("start the daemon: %w", err)
+	}
+	exited := make(chan error, 1)
+	go func() { exited <- proc.Wait() }()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		select {
+		case <-exited:
+			return fmt.Errorf("the daemon stopped at once: %s", lastLine(o.log()))
+		case <-ctx.Done():
+			return fmt.Errorf("the daemon does not answer: %w; see %s", context.Cause(ctx), o.log())
+		case <-tick.C:
+			if _, err := cl.Ping(ctx, client.PingOptions{}); err == nil {
+				return nil
+			}
+		}
+	}
+}
+
+// awaitReady waits until the node itself is ready for tasks.
+func (c *cli) awaitReady(ctx context.Context, cl *client.Client) (system.Info, error) {
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		res, err := cl.Info(ctx, client.InfoOptions{})
+		if err == nil && res.Info.Swarm.LocalNodeState == swarm.LocalNodeStateActive {
+			if !res.Info.Swarm.ControlAvailable {
+				return res.Info, nil
+			}
+			n, err := cl.NodeInspect(ctx, res.Info.Swarm.NodeID, client.NodeInspectOptions{})
+			if err == nil && n.Node.Status.State == swarm.NodeStateReady {
+				return res.Info, nil
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return system.Info{}, fmt.Errorf("wait for the node: %w", context.Cause(ctx))
+		case <-tick.C:
+		}
+	}
+}
+
+func (c *cli) down() *cobra.Command {
+	var timeout time.Duration
+	cmd := &cobra.Command{
+		Use: "down", Short: "Stop everything here: tasks, swarm, daemon", Args: args(cobra.NoArgs),
+		Long: `Stops every task on this machine, leaves the swarm and ends the daemon. No process, mount,
+network namespace, link, rule or cgroup of skep stays behind. Volumes and loaded images are kept
+in the data root; the swarm's own state (services, certificates) is gone if this was its last node.`,
+		Example: "  sudo skep down",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			hc, base, err := c.raw()
+			if err != nil {
+				return err
+			}
+			hc.Timeout = timeout
+			res, err := hc.Post(base+"/skep/v1/down", "application/json", nil)
+			if errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, os.ErrNotExist) {
+				fmt.Fprintf(cmd.OutOrStdout(), "no daemon runs at %s: nothing to do\n", c.address())
+				return nil
+			}
+			if err != nil {
+				return fmt.Errorf("down: %w", err)
+			}
+			defer res.Body.Close()
+			return finishDown(cmd, res)
+		},
+	}
+	cmd.Flags().DurationVar(&timeout, "timeout", 2*time.Minute, "how long to wait")
+	return cmd
+}
+
+// finishDown prints the progress that the daemon reports until it closes the connection by ending.
+func finishDown(cmd *cobra.Command, res *http.Response) error {
+	if res.StatusCode != http.StatusOK {
+		body, _ := io.ReadAll(io.LimitReader(res.Body, 4096))
+		return fmt.Errorf("down: the daemon answered %s: %s", res.Status, strings.TrimSpace(string(body)))
+	}
+	if err := printStream(cmd.OutOrStdout(), res.Body); err != nil && !errors.Is(err, io.ErrUnexpectedEOF) {
+		return fmt.Errorf("down: %w", err)
+	}
+	return nil
+}
+
+// lastLine is the end of the daemon's log, for the error that it died of.
+func lastLine(path string) string {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return err.Error()
+	}
+	lines := strings.Split(strings.TrimSpace(string(data)), "\n")
+	return lines[len(lines)-1]
+}
