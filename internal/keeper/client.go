@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
-	"net"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/skep-swarm/skep/internal/keeper/ports"
 )
@@ -234,8 +236,20 @@ func (c *Client) call(ctx context.Context, req request) (*response, error) {
 	}
 }
 
-// once makes one request on a connection of its own.
+// once makes a request without starting a keeper. A connection that is cut
+// before the answer comes is made again: the keeper is being replaced, likely.
 func (c *Client) once(ctx context.Context, req request) (*response, error) {
+	for try := 0; ; try++ {
+		resp, err := c.ask(ctx, req)
+		cut := errors.Is(err, io.EOF) || errors.Is(err, unix.ECONNRESET) || errors.Is(err, unix.EPIPE)
+		if !cut || try == 5 || ctx.Err() != nil {
+			return resp, err
+		}
+	}
+}
+
+// ask makes one request on a connection of its own.
+func (c *Client) ask(ctx context.Context, req request) (*response, error) {
 	conn, err := dial(c.cfg.Dir)
 	if err != nil {
 		return nil, err
@@ -243,10 +257,6 @@ func (c *Client) once(ctx context.Context, req request) (*response, error) {
 	defer conn.Close()
 	stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
-	return exchange(conn, req)
-}
-
-func exchange(conn *net.UnixConn, req request) (*response, error) {
 	req.Version = Protocol
 	if err := writeFrame(conn, req); err != nil {
 		return nil, err

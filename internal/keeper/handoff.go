@@ -20,9 +20,11 @@ func (s *server) handoff(c *net.UnixConn) error {
 		return nil
 	}
 	c.SetDeadline(time.Now().Add(handoffTime))
+	s.listener.SetDeadline(time.Unix(1, 0)) // who calls now is the next keeper's
 	s.logs.pause()
 	s.holder.Pause()
 	if err := s.give(c); err != nil {
+		s.listener.SetDeadline(time.Time{})
 		s.logs.start()
 		return errors.Join(fmt.Errorf("handing over: %w", err), s.holder.Resume())
 	}

@@ -75,8 +75,11 @@ func (s *server) accept() error {
 			}
 			return nil
 		}
-		if errors.Is(err, net.ErrClosed) {
-			return fmt.Errorf("accepting: %w", err)
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			// A handoff is under way: wait how it ends.
+			s.gate.RLock()
+			s.gate.RUnlock()
+			continue
 		}
 		if err != nil {
 			s.log.Error("accepting", "err", err)
