@@ -1,0 +1,171 @@
+// Package allocate gives out what a swarm has one of: gateway addresses, the blocks they
+// come from, and published ports. The leader runs it after orchestrate; the addresses of a
+// task are added to the placement that schedule made, so that both are one change.
+//
+// It must not know how tasks come to be or where they should run. It keeps no books of its
+// own: what is in use, what was given last and what is too fresh to give again is read
+// from the snapshot, so a new leader gives out the same.
+package allocate
+
+import (
+	"fmt"
+	"net/netip"
+	"time"
+
+	"github.com/skep-swarm/skep/internal/model"
+	"github.com/skep-swarm/skep/internal/state"
+)
+
+// quarantine is how long the address of a dead task is not given again while the node has
+// others: peers may still send to it what was meant for the dead one.
+const quarantine = model.Time(time.Minute)
+
+// blockBits is the size of a node's block.
+const blockBits = 24
+
+// Result is what Addresses decided.
+type Result struct {
+	// Blocks go to the log before Txns, each a transaction of its own: nodes that got another
+	// block.
+	Blocks []model.Txn
+	// Txns are the given ones with addresses in their placements. A placement for which there was
+	// no address has become the reason why its task is pending.
+	Txns []model.Txn
+	// Waiting are the services of such tasks.
+	Waiting []model.ServiceID
+}
+
+// Addresses adds gateway addresses to every placement (SetTaskPlace) in the transactions. The
+// transactions themselves are not changed. now is cluster time.
+func Addresses(snap *state.Snapshot, txns []model.Txn, now model.Time) Result {
+	a := &allocator{snap: snap, now: now, hosts: map[model.NodeID]*host{}}
+	var r Result
+	for _, txn := range txns {
+		out := model.Txn{Guards: txn.Guards, Changes: make([]model.Change, len(txn.Changes))}
+		waits := model.ServiceID(0)
+		for i, c := range txn.Changes {
+			if p := c.SetTaskPlace; p != nil {
+				if c = a.place(*p); c.SetTaskStatus != nil {
+					waits = p.Task.Service
+				}
+			}
+			out.Changes[i] = c
+		}
+		r.Txns = append(r.Txns, out)
+		if n := len(r.Waiting); waits != 0 && (n == 0 || r.Waiting[n-1] != waits) {
+			r.Waiting = append(r.Waiting, waits)
+		}
+	}
+	r.Blocks = a.blocks
+	return r
+}
+
+type allocator struct {
+	snap   *state.Snapshot
+	now    model.Time
+	hosts  map[model.NodeID]*host
+	given  []netip.Prefix // blocks that this pass gave
+	blocks []model.Txn
+}
+
+// host gives out the addresses of one node.
+type host struct {
+	node   *model.Node
+	blocks []netip.Prefix
+	given  map[netip.Addr]bool // by this pass
+	rests  map[netip.Addr]bool // in quarantine
+	next   netip.Addr          // where to look first
+	err    error               // why there are no more
+}
+
+func (a *allocator) place(p model.TaskPlaceSet) model.Change {
+	h := a.host(p.Node)
+	if h == nil {
+		return model.Change{SetTaskPlace: &p} // the state refuses it: the node is gone
+	}
+	addr, err := a.take(h)
+	if err != nil {
+		return model.Change{SetTaskStatus: &model.TaskStatusSet{Task: p.Task, State: model.StatePending,
+			Message: "pending address allocation", Err: err.Error()}}
+	}
+	p.Gateway4 = addr
+	p.Gateway6 = Gateway6(h.node.Gateway6, addr)
+	return model.Change{SetTaskPlace: &p}
+}
+
+// host reads what the state knows of a node's addresses. The search goes on behind the one that
+// was given last, so that freed ones rest for as long as the block allows.
+func (a *allocator) host(id model.NodeID) *host {
+	if h, ok := a.hosts[id]; ok {
+		return h
+	}
+	n := a.snap.Node(id)
+	if n == nil {
+		return nil
+	}
+	h := &host{node: n, blocks: n.Blocks, given: map[netip.Addr]bool{}, rests: map[netip.Addr]bool{}}
+	var last *model.Task
+	for t := range a.snap.TasksOnNode(id) {
+		if !t.Gateway4.IsValid() {
+			continue
+		}
+		if last == nil || t.PlaceVer > last.PlaceVer || t.PlaceVer == last.PlaceVer && placedAfter(t, last) {
+			last = t
+		}
+		if t.State.Terminal() && a.now-t.StatusAt < quarantine {
+			h.rests[t.Gateway4] = true
+		}
+	}
+	if last != nil {
+		h.next = last.Gateway4.Next()
+	}
+	a.hosts[id] = h
+	return h
+}
+
+// placedAfter orders the placements of one batch: they were made in the order of addresses.
+func placedAfter(t, o *model.Task) bool { return t.Gateway4.Compare(o.Gateway4) > 0 }
+
+// take gives a node's next free address, from a new block when the old ones are full.
+func (a *allocator) take(h *host) (netip.Addr, error) {
+	if h.err != nil {
+		return netip.Addr{}, h.err
+	}
+	addr := a.search(h, false)
+	if !addr.IsValid() {
+		// An address from a new block beats a fresh one; a fresh one beats none.
+		if err := a.grow(h); err == nil {
+			addr = a.search(h, false)
+		} else if addr = a.search(h, true); !addr.IsValid() {
+			h.err = fmt.Errorf("no free address on node %s: %w", h.node.Hostname(), err)
+			return netip.Addr{}, h.err
+		}
+	}
+	h.given[addr] = true
+	h.next = addr.Next()
+	return addr, nil
+}
+
+// search goes once round the node's blocks, from next on. Resting addresses are passed over
+// unless they are asked for.
+func (a *allocator) search(h *host, resting bool) netip.Addr {
+	start := 0
+	for i, b := range h.blocks {
+		if b.Contains(h.next) {
+			start = i
+		}
+	}
+	for k := 0; k <= len(h.blocks) && len(h.blocks) > 0; k++ {
+		b := h.blocks[(start+k)%len(h.blocks)]
+		addr := b.Masked().Addr().Next().Next() // not the network, not the gateway
+		if k == 0 && b.Contains(h.next) && h.next.Compare(addr) > 0 {
+			addr = h.next
+		}
+		for ; b.Contains(addr.Next()); addr = addr.Next() { // not the broadcast address
+			if !h.given[addr] && (resting || !h.rests[addr]) && !a.snap.AddrInUse(addr) {
+				return addr
+			}
+		}
+	}
+	return netip.Addr{}
+}

@@ -1,0 +1,176 @@
+package schedule
+
+import (
+	"math"
+	"math/bits"
+	"strings"
+
+	"github.com/moby/moby/api/types/swarm"
+	"github.com/skep-swarm/skep/internal/model"
+	"github.com/skep-swarm/skep/internal/state"
+)
+
+// set is a set of nodes by their row.
+type set []uint64
+
+func newSet(n int) set       { return make(set, (n+63)/64) }
+func (s set) add(i int)      { s[i>>6] |= 1 << (i & 63) }
+func (s set) has(i int) bool { return s[i>>6]&(1<<(i&63)) != 0 }
+func (s set) intersect(o set) {
+	for i := range s {
+		s[i] &= o[i]
+	}
+}
+func (s set) len() (n int) {
+	for _, w := range s {
+		n += bits.OnesCount64(w)
+	}
+	return n
+}
+
+// each calls f for the rows of the set, in order.
+func (s set) each(f func(i int)) {
+	for w, word := range s {
+		for word != 0 {
+			f(w<<6 + bits.TrailingZeros64(word))
+			word &= word - 1
+		}
+	}
+}
+
+// columns are the nodes as dense rows, with what earlier groups of the same pass took.
+type columns struct {
+	snap  *state.Snapshot
+	nodes []*model.Node
+	index map[model.NodeID]int
+	all   set
+	ready set
+	cpu   []int64 // free
+	mem   []int64
+	total []int32 // tasks of any service
+
+	matches   map[string]set // by constraint
+	platforms map[swarm.Platform]set
+	claimed   map[hostPort]set // by this pass
+}
+
+func newColumns(snap *state.Snapshot) *columns {
+	n := snap.NumNodes()
+	c := &columns{
+		snap: snap, nodes: make([]*model.Node, 0, n), index: make(map[model.NodeID]int, n),
+		all: newSet(n), ready: newSet(n), cpu: make([]int64, n), mem: make([]int64, n), total: make([]int32, n),
+		matches: map[string]set{}, platforms: map[swarm.Platform]set{}, claimed: map[hostPort]set{},
+	}
+	for node := range snap.Nodes() {
+		i := len(c.nodes)
+		c.nodes = append(c.nodes, node)
+		c.index[node.ID] = i
+		load := snap.Load(node.ID)
+		c.cpu[i] = node.Description.Resources.NanoCPUs - load.NanoCPUs
+		c.mem[i] = node.Description.Resources.MemoryBytes - load.MemoryBytes
+		c.total[i] = int32(load.Tasks)
+		c.all.add(i)
+		if node.State == swarm.NodeStateReady && node.Spec.Availability == swarm.NodeAvailabilityActive {
+			c.ready.add(i)
+		}
+	}
+	return c
+}
+
+// match is the set of nodes that satisfy a constraint; many services share a few of them.
+func (c *columns) match(k model.Constraint) set {
+	name := k.String()
+	if s, ok := c.matches[name]; ok {
+		return s
+	}
+	s := newSet(len(c.nodes))
+	byID := strings.EqualFold(k.Key, "node.id")
+	for i, n := range c.nodes {
+		id := ""
+		if cl := c.snap.Cluster(); byID && cl != nil {
+			id = cl.Namer().NodeID(n.ID)
+		}
+		if k.Match(n, id) {
+			s.add(i)
+		}
+	}
+	c.matches[name] = s
+	return s
+}
+
+// platform is the set of nodes that run one of the platforms.
+func (c *columns) platform(ps []swarm.Platform) set {
+	s := newSet(len(c.nodes))
+	for _, p := range ps {
+		one, ok := c.platforms[p]
+		if !ok {
+			one = newSet(len(c.nodes))
+			for i, n := range c.nodes {
+				if model.PlatformMatches([]swarm.Platform{p}, n.Description.Platform) {
+					one.add(i)
+				}
+			}
+			c.platforms[p] = one
+		}
+		for i := range s {
+			s[i] |= one[i]
+		}
+	}
+	return s
+}
+
+func (c *columns) claim(p hostPort, i int) {
+	if c.claimed[p] == nil {
+		c.claimed[p] = newSet(len(c.nodes))
+	}
+	c.claimed[p].add(i)
+}
+
+// portsFree reports whether node i has all the ports to give.
+func (c *columns) portsFree(n *need, i int) bool {
+	for _, p := range n.ports {
+		if s := c.claimed[p]; s != nil && s.has(i) {
+			return false
+		}
+		for _, clash := range c.nodes[i].PortClashes {
+			if clash.Protocol == p.proto && uint32(clash.Port) == p.port {
+				return false
+			}
+		}
+	}
+	for t := range c.snap.TasksOnNode(c.nodes[i].ID) {
+		if t.State < model.StateAssigned || t.State.Terminal() {
+			continue
+		}
+		tpl := c.snap.Template(t.Template)
+		if tpl == nil || len(tpl.HostPorts) == 0 {
+			continue
+		}
+		for _, have := range hostPorts(tpl) {
+			for _, want := range n.ports {
+				if have == want {
+					return false
+				}
+			}
+		}
+	}
+	return true
+}
+
+// room is how many more tasks of the need node i can hold; the other filters have passed.
+func (c *columns) room(n *need, have *counts, i int) int32 {
+	r := int64(math.MaxInt32)
+	if n.cpu > 0 {
+		r = min(r, c.cpu[i]/n.cpu)
+	}
+	if n.mem > 0 {
+		r = min(r, c.mem[i]/n.mem)
+	}
+	if n.maxReplicas > 0 {
+		r = min(r, int64(n.maxReplicas-have.tasks[i]))
+	}
+	if len(n.ports) > 0 {
+		r = min(r, 1)
+	}
+	return int32(max(r, 0))
+}

@@ -1,0 +1,184 @@
+// Package schedule gives tasks their nodes. It is the last of the leader's three
+// deciders: orchestrate says which tasks there should be, allocate what addresses and
+// ports they get, schedule where they run.
+//
+// Nodes are rows of dense columns, filters are bit sets over them, and a whole group of
+// like tasks (same service, same template) is placed at once by filling the nodes like
+// water: the cost is that of the nodes, not of nodes times tasks. It must not know how
+// tasks come to be, nor write anything: it reads a snapshot and returns transactions.
+package schedule
+
+import (
+	"slices"
+
+	"github.com/skep-swarm/skep/internal/model"
+	"github.com/skep-swarm/skep/internal/state"
+)
+
+// Texts that Docker's users know from `docker service ps`.
+const (
+	msgAssigned  = "scheduler assigned task to node"
+	msgConfirmed = "scheduler confirmed task can run on preassigned node"
+	msgPending   = "pending task scheduling"
+)
+
+// maxChunk bounds the changes of one transaction, so that a batch can hold it.
+const maxChunk = 1000
+
+// Result is what Plan decided.
+type Result struct {
+	// Txns place tasks, or say why they wait. Each belongs to one service and stands alone.
+	// Placements carry no addresses yet; allocate.Addresses adds them.
+	Txns []model.Txn
+	// Waiting are the services with tasks that found no node: they want to be planned again when
+	// a node, its load or a spec changes.
+	Waiting []model.ServiceID
+}
+
+// Plan places the unplaced tasks of the given services, in that order. now is cluster time.
+// Tasks that are placed already cost a visit each, nodes a visit per group; nothing
+// is looked at when no task waits.
+func Plan(snap *state.Snapshot, services []model.ServiceID, now model.Time) Result {
+	p := &planner{snap: snap, now: now}
+	for _, id := range services {
+		p.service(id)
+	}
+	return Result{Txns: p.txns, Waiting: p.waiting}
+}
+
+type planner struct {
+	snap    *state.Snapshot
+	now     model.Time
+	nodes   *columns // made when the first task needs a node
+	have    counts
+	txns    []model.Txn
+	waiting []model.ServiceID
+}
+
+// group is a set of tasks that any filter and score treats alike.
+type group struct {
+	need  *need
+	tasks []*model.Task // want any node
+	fixed []*model.Task // of a global service: want their own node
+}
+
+func (p *planner) service(id model.ServiceID) {
+	svc := p.snap.Service(id)
+	if svc == nil {
+		return
+	}
+	var unplaced []*model.Task
+	for t := range p.snap.Tasks(id) {
+		if t.State < model.StateAssigned && t.Desired <= model.StateRunning {
+			unplaced = append(unplaced, t)
+		}
+	}
+	if len(unplaced) == 0 {
+		return
+	}
+	if p.nodes == nil {
+		p.nodes = newColumns(p.snap)
+		p.have.size(len(p.nodes.nodes))
+	}
+	p.have.load(p.snap, p.nodes, svc.ID, p.now)
+	out := &txns{svc: svc}
+	all := true
+	for _, g := range p.groups(svc, unplaced) {
+		p.have.judge(g.need.template)
+		all = p.group(g, out) && all
+	}
+	if !all {
+		p.waiting = append(p.waiting, id)
+	}
+	p.txns = append(p.txns, out.done()...)
+}
+
+// groups sorts tasks by template, oldest template first; the service's own part of the
+// requirement is the same for all.
+func (p *planner) groups(svc *model.Service, tasks []*model.Task) []*group {
+	var out []*group
+	for _, t := range tasks {
+		i := slices.IndexFunc(out, func(g *group) bool { return g.need.template == t.Template })
+		if i < 0 {
+			i = len(out)
+			out = append(out, &group{need: newNeed(p.snap, svc, t.Template)})
+		}
+		if t.Node != 0 {
+			out[i].fixed = append(out[i].fixed, t)
+		} else {
+			out[i].tasks = append(out[i].tasks, t)
+		}
+	}
+	return out
+}
+
+// group places what it can and gives the rest its reason. It reports whether all was placed.
+func (p *planner) group(g *group, out *txns) bool {
+	if g.need.err != "" {
+		out.pend(append(g.tasks, g.fixed...), g.need.err)
+		return false
+	}
+	all := true
+	for _, t := range g.fixed {
+		i, ok := p.nodes.index[t.Node]
+		if !ok {
+			continue // the node is gone; orchestrate will take the task away
+		}
+		if why := p.nodes.refusal(g.need, &p.have, i); why != "" {
+			out.pend([]*model.Task{t}, why)
+			all = false
+			continue
+		}
+		p.take(g.need, i, 1)
+		out.place(t, p.nodes.nodes[i], msgConfirmed)
+	}
+	if len(g.tasks) == 0 {
+		return all
+	}
+	fit, _ := p.nodes.filter(g.need, &p.have)
+	placed := p.spread(g.need, fit, len(g.tasks))
+	rest := p.deal(g, placed, out)
+	if len(rest) == 0 {
+		return all
+	}
+	_, refused := p.nodes.filter(g.need, &p.have)
+	out.pend(rest, noSuitableNode(refused))
+	return false
+}
+
+// take books n tasks on node i, so that the next group sees them.
+func (p *planner) take(n *need, i int, k int32) {
+	c := p.nodes
+	c.cpu[i] -= n.cpu * int64(k)
+	c.mem[i] -= n.mem * int64(k)
+	c.total[i] += k
+	p.have.add(i, k)
+	for _, port := range n.ports {
+		c.claim(port, i)
+	}
+}
+
+// deal hands the tasks out to the nodes, one round after the other, so that neighbouring
+// slots lie on different nodes; it returns the tasks for which there was no room.
+func (p *planner) deal(g *group, placed []int32, out *txns) []*model.Task {
+	var open []int
+	for i, k := range placed {
+		if k > 0 {
+			p.take(g.need, i, k)
+			open = append(open, i)
+		}
+	}
+	tasks := g.tasks
+	for len(open) > 0 {
+		next := open[:0]
+		for _, i := range open {
+			out.place(tasks[0], p.nodes.nodes[i], msgAssigned)
+			tasks = tasks[1:]
+			if placed[i]--; placed[i] > 0 {
+				next = append(next, i)
+			}
+		}
+		open = next
+	}
+	return tasks
+}
