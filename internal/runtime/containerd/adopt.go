@@ -1,0 +1,152 @@
+package containerd
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/containerd/containerd/api/services/tasks/v1"
+	tasktypes "github.com/containerd/containerd/api/types/task"
+	"github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2/runc"
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/errdefs/pkg/errgrpc"
+	"github.com/opencontainers/go-digest"
+
+	"github.com/skep-swarm/skep/internal/runtime"
+)
+
+// open makes the client and takes over the containers of an earlier daemon.
+func (r *Runtime) open(ctx context.Context) error {
+	records, err := r.loadRecords()
+	if err != nil {
+		return err
+	}
+	if r.cfg.Address == "" {
+		if err := r.harvest(records); err != nil {
+			return err
+		}
+		r.client, r.closer, err = r.openEngine(ctx)
+	} else {
+		r.client, r.closer, err = r.dialSystem(ctx)
+	}
+	if err != nil {
+		return err
+	}
+	r.images = &imageCache{client: r.client, byRoot: make(map[digest.Digest]*image)}
+	known, err := r.client.ContainerService().List(ctx)
+	if err != nil {
+		return fmt.Errorf("list containers: %w", err)
+	}
+	for _, k := range known {
+		rec := records[k.ID]
+		delete(records, k.ID)
+		if rec == nil {
+			// Without a record it belongs to nobody; it is listed so that the agent prunes it.
+			rec = &record{ID: k.ID, CreatedAt: k.CreatedAt, StopSignal: "SIGTERM", StopGrace: defaultGrace, StartedAt: k.CreatedAt}
+		}
+		if err := r.adopt(ctx, rec); err != nil {
+			return fmt.Errorf("adopt container %s: %w", k.ID, err)
+		}
+	}
+	for id := range records { // of a container that was being made or removed
+		if err := r.dropRecord(id); err != nil {
+			return err
+		}
+	}
+	return r.sweepSnapshots(ctx)
+}
+
+// harvest reads the exits of containers that ended while no daemon ran. It must come before containerd's own start,
+// which clears away what belongs to ended containers, the exit code included.
+func (r *Runtime) harvest(records map[string]*record) error {
+	entries, err := os.ReadDir(filepath.Join(r.cfg.State, taskPlugin, r.Namespace()))
+	if err != nil {
+		if os.IsNotExist(err) {
+			return nil
+		}
+		return fmt.Errorf("look for containers that ended: %w", err)
+	}
+	for _, e := range entries {
+		rec := records[e.Name()]
+		if rec == nil || rec.Exit != nil {
+			continue
+		}
+		exit, err := runc.ReadExitStatus(r.bundle(rec.ID))
+		if err != nil {
+			continue // it runs
+		}
+		rec.Exit = &runtime.Exit{Code: exit.Status, At: exit.Timestamp.UTC(), OOMKilled: r.oomKilled(rec.ID)}
+		if rec.StartedAt.IsZero() {
+			rec.StartedAt = exit.Timestamp.UTC()
+		}
+		if err := r.saveRecord(rec); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// adopt makes the unit of a container that an earlier daemon made.
+func (r *Runtime) adopt(ctx context.Context, rec *record) error {
+	u := r.unit(rec.ID, true)
+	resp, err := r.client.TaskService().Get(ctx, &tasks.GetRequest{ContainerID: rec.ID})
+	if err != nil {
+		if err = errgrpc.ToNative(err); !errdefs.IsNotFound(err) {
+			return fmt.Errorf("look at its task: %w", err)
+		}
+	}
+	alive := err == nil && resp.Process != nil
+	switch {
+	case alive && resp.Process.Status == tasktypes.Status_CREATED:
+		// Its daemon died between making and starting it; starting makes it anew.
+		if err := r.deleteTask(ctx, rec.ID); err != nil {
+			return err
+		}
+		rec.StartedAt = time.Time{}
+		u.settle(rec, runtime.Created)
+	case alive && rec.Exit == nil:
+		if rec.StartedAt.IsZero() {
+			rec.StartedAt = time.Now().UTC()
+		}
+		u.settle(rec, runtime.Running)
+		u.started(int(resp.Process.Pid), nil)
+	case alive:
+		u.settle(rec, runtime.Exited)
+		return r.deleteTask(ctx, rec.ID)
+	case rec.Exit == nil && rec.StartedAt.IsZero():
+		u.settle(rec, runtime.Created)
+	default:
+		if rec.Exit == nil {
+			rec.Exit = &runtime.Exit{Code: killed, Err: "the container ended while the node or its shim was down"}
+			if err := r.saveRecord(rec); err != nil {
+				return err
+			}
+		}
+		u.settle(rec, runtime.Exited)
+	}
+	return nil
+}
+
+// sweepSnapshots removes file systems whose container was never recorded.
+func (r *Runtime) sweepSnapshots(ctx context.Context) error {
+	sn := r.client.SnapshotService(snapshotter)
+	var stale []string
+	err := sn.Walk(ctx, func(_ context.Context, info snapshots.Info) error {
+		if id := info.Labels[snapshotLabel]; id != "" && r.unit(id, false) == nil {
+			stale = append(stale, info.Name)
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("look for file systems without a container: %w", err)
+	}
+	for _, key := range stale {
+		if err := sn.Remove(ctx, key); err != nil && !errdefs.IsNotFound(err) {
+			return fmt.Errorf("remove the stale file system %s: %w", key, err)
+		}
+	}
+	return nil
+}

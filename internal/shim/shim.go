@@ -1,0 +1,157 @@
+// Package shim is the small program that stands between the daemon and one container, and how the daemon gets it on disk.
+//
+// The daemon starts a shim with a listening socket, containerd's task manager (inside the daemon) talks ttrpc to it, and it
+// drives runc. It outlives the daemon: a restarted one finds the socket again. It must not know about tasks or the
+// cluster, and everything it imports costs every container memory and start time, so it imports as little as it can.
+//
+// It differs from containerd's own shim in what it leaves out: no second exec of itself (the daemon passes the socket),
+// no event publishing (the daemon waits on the task and reads the exit record), no plugin graph, no flag parsing.
+package shim
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"sync/atomic"
+	"time"
+
+	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
+	"github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2/task"
+	"github.com/containerd/containerd/v2/core/events"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/containerd/v2/pkg/shutdown"
+	"github.com/containerd/containerd/v2/pkg/sys/reaper"
+	"github.com/containerd/ttrpc"
+	"golang.org/x/sys/unix"
+)
+
+// idleLimit is how long a shim without a container lives: one whose daemon died between starting it and creating the
+// container must not stay for ever.
+const idleLimit = time.Minute
+
+// Main runs the shim program and returns its exit code. Its command lines are
+//
+//	shim serve NAMESPACE SOCKET   serve the task API on file descriptor 3, a listening socket at path SOCKET
+//	shim [flags] delete           clean up after a shim that died, as containerd's runtime v2 asks for it
+//	shim -info                    describe the runtime, as containerd's runtime v2 asks for it
+func Main(args []string, stdout, stderr io.Writer) int {
+	var err error
+	switch {
+	case len(args) == 4 && args[1] == "serve":
+		err = serve(args[2], args[3])
+	case len(args) > 1 && args[len(args)-1] == "delete":
+		err = cleanup(args[1:], stdout)
+	case len(args) > 1 && args[1] == "-info":
+		err = info(stdout)
+	default:
+		err = errors.New("this program is started by the skep daemon, not by hand")
+	}
+	if err != nil {
+		fmt.Fprintf(stderr, "skep-shim: %v\n", err)
+		return 1
+	}
+	return 0
+}
+
+// serve runs until the daemon shuts it down, which it does after deleting the container.
+func serve(namespace, socket string) error {
+	// A shim allocates little and lives long: collect early, and give back what start-up took.
+	debug.SetGCPercent(30)
+	signals := make(chan os.Signal, 32)
+	signal.Notify(signals, unix.SIGCHLD)
+	signal.Ignore(unix.SIGPIPE, unix.SIGHUP, unix.SIGINT, unix.SIGTERM)
+	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
+		return fmt.Errorf("become the reaper of the container's processes: %w", err)
+	}
+	ctx, down := shutdown.WithShutdown(namespaces.WithNamespace(context.Background(), namespace))
+	service, err := task.NewTaskService(ctx, silent{}, down)
+	if err != nil {
+		return fmt.Errorf("make the task service: %w", err)
+	}
+	listener, err := net.FileListener(os.NewFile(3, "socket"))
+	if err != nil {
+		return fmt.Errorf("use the inherited socket: %w", err)
+	}
+	server, err := ttrpc.NewServer(ttrpc.WithServerHandshaker(ttrpc.UnixSocketRequireSameUser()))
+	if err != nil {
+		return fmt.Errorf("make the ttrpc server: %w", err)
+	}
+	watched := &watchedService{TTRPCTaskService: service, trim: make(chan struct{}, 1)}
+	taskapi.RegisterTTRPCTaskService(server, watched)
+	go func() {
+		if err := server.Serve(ctx, listener); err != nil && !errors.Is(err, ttrpc.ErrServerClosed) {
+			down.Shutdown()
+		}
+	}()
+	supervise(signals, watched, down)
+	// The daemon removes the socket when it has seen the shim go; this is for the one that went alone.
+	_ = os.Remove(socket)
+	return nil
+}
+
+// supervise reaps children until the service is shut down or nobody uses it.
+func supervise(signals <-chan os.Signal, service *watchedService, down shutdown.Service) {
+	idle := time.NewTimer(idleLimit)
+	defer idle.Stop()
+	for {
+		select {
+		case <-signals:
+			// An error here is "no child", which says nothing.
+			_ = reaper.Reap()
+		case <-service.trim:
+			debug.FreeOSMemory()
+		case <-idle.C:
+			if service.containers.Load() == 0 {
+				down.Shutdown()
+			}
+			idle.Reset(idleLimit)
+		case <-down.Done():
+			return
+		}
+	}
+}
+
+// watchedService counts containers, so that an unused shim can end, and asks for a trim once the container runs.
+type watchedService struct {
+	taskapi.TTRPCTaskService
+	containers atomic.Int32
+	trim       chan struct{}
+}
+
+func (w *watchedService) Create(ctx context.Context, r *taskapi.CreateTaskRequest) (*taskapi.CreateTaskResponse, error) {
+	w.containers.Add(1)
+	resp, err := w.TTRPCTaskService.Create(ctx, r)
+	if err != nil {
+		w.containers.Add(-1)
+	}
+	return resp, err
+}
+
+func (w *watchedService) Start(ctx context.Context, r *taskapi.StartRequest) (*taskapi.StartResponse, error) {
+	resp, err := w.TTRPCTaskService.Start(ctx, r)
+	select {
+	case w.trim <- struct{}{}:
+	default:
+	}
+	return resp, err
+}
+
+func (w *watchedService) Delete(ctx context.Context, r *taskapi.DeleteRequest) (*taskapi.DeleteResponse, error) {
+	resp, err := w.TTRPCTaskService.Delete(ctx, r)
+	if err == nil && r.ExecID == "" {
+		w.containers.Add(-1)
+	}
+	return resp, err
+}
+
+// silent drops the shim's events. The daemon learns of an end by waiting on the task, and after a restart from the exit
+// record in the bundle and the cgroup's counters; events would be a third way, lost whenever the daemon is away.
+type silent struct{}
+
+func (silent) Publish(context.Context, string, events.Event) error { return nil }
+func (silent) Close() error                                        { return nil }
