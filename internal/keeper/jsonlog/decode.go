@@ -79,7 +79,7 @@ func (d *decoder) quick(line []byte) bool {
 	}
 	rest = rest[len(midStream):]
 	at := bytes.LastIndex(rest, lastTime)
-	if at < len("stdout\"") {
+	if at < len("stdout\"") || at+len(lastTime) > len(rest)-len(tailObject) {
 		return false
 	}
 	if !d.setTime(rest[at+len(lastTime) : len(rest)-len(tailObject)]) {
