@@ -1,0 +1,427 @@
+package netapply
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+
+	"github.com/skep-swarm/skep/internal/netplan"
+)
+
+// Config says where a gateway network lives.
+type Config struct {
+	// Dir is the folder of the namespace files, E/netns. It is made when it is
+	// missing, and everything in it belongs to this instance.
+	Dir string
+	// HostNS is an open network namespace to use as the host's, or 0 for the
+	// process's own. It may be closed after New.
+	HostNS int
+	// OnRepair, when set, is told by Run what it found wrong and mended, or
+	// could not mend. It must not block.
+	OnRepair func(what string, err error)
+}
+
+// A Network is the gateway network of one node. Its methods may be called
+// concurrently.
+type Network struct {
+	cfg    Config
+	hostFD int
+
+	// state is held for reading by work on one task or port, and for writing
+	// by full passes, which compare everything.
+	state  sync.RWMutex
+	ready  bool
+	node   netplan.Node
+	host   *space
+	gw     *space
+	hostFW *filter
+	gwFW   *filter
+
+	mu     sync.Mutex // guards tasks, and ports together with portMu
+	tasks  map[string]*taskState
+	portMu sync.Mutex // orders changes of ports
+	ports  map[netplan.PortKey]netplan.Port
+
+	slots chan struct{} // bounds threads that wait for the kernel's lock
+	wake  chan struct{} // tells Run that namespaces were opened anew
+}
+
+// taskState is one task; its lock orders work on it.
+type taskState struct {
+	mu   sync.Mutex
+	task netplan.Task
+	gone bool
+	done bool // its namespace has been filled
+}
+
+// maxParallel bounds the tasks being added or removed at the same time: the
+// kernel does most of the work under one lock.
+const maxParallel = 4
+
+// ErrNotReady is returned before the first Sync and after Destroy.
+var ErrNotReady = errors.New("the gateway network is not set up yet: no full table has been applied")
+
+// New returns the gateway network of one node. It changes nothing.
+func New(cfg Config) (*Network, error) {
+	if cfg.Dir == "" || !filepath.IsAbs(cfg.Dir) {
+		return nil, fmt.Errorf("namespace folder %q: want an absolute path", cfg.Dir)
+	}
+	fd, err := dupNS(cfg.HostNS)
+	if err != nil {
+		return nil, err
+	}
+	return &Network{
+		cfg: cfg, hostFD: fd,
+		tasks: map[string]*taskState{}, ports: map[netplan.PortKey]netplan.Port{},
+		slots: make(chan struct{}, maxParallel), wake: make(chan struct{}, 1),
+	}, nil
+}
+
+// Path is where the namespace of a task is bound.
+func (n *Network) Path(t netplan.Task) string { return filepath.Join(n.cfg.Dir, t.Name()) }
+
+func (n *Network) gatewayPath() string { return filepath.Join(n.cfg.Dir, netplan.GatewayName) }
+
+// Sync makes the kernel what in says: what is missing is added, what differs
+// is mended, and what nobody asked for is removed, leftover task namespaces
+// included. It returns how many requests it wrote: 0 when all was right.
+func (n *Network) Sync(ctx context.Context, in netplan.Input) (int, error) {
+	if err := in.Validate(); err != nil {
+		return 0, fmt.Errorf("gateway network: %w", err)
+	}
+	n.state.Lock()
+	defer n.state.Unlock()
+	if n.ready && n.node.Instance != in.Node.Instance {
+		return 0, fmt.Errorf("gateway network: instance %s cannot become %s", n.node.Instance, in.Node.Instance)
+	}
+	n.node = in.Node
+	n.mu.Lock()
+	old := n.tasks
+	n.tasks = map[string]*taskState{}
+	for _, t := range in.Tasks {
+		st := &taskState{task: t}
+		if o, ok := old[t.Name()]; ok {
+			st.done = o.done
+			if t.PID == 0 {
+				st.task.PID = o.task.PID
+			}
+		}
+		n.tasks[t.Name()] = st
+	}
+	before := n.ports
+	n.ports = map[netplan.PortKey]netplan.Port{}
+	for _, p := range in.Ports {
+		n.ports[p.PortKey] = p
+	}
+	n.mu.Unlock()
+	changes, err := n.pass(ctx)
+	if err == nil {
+		n.ready = true
+		err = n.forgetUDP(before, in.Ports, nil)
+	}
+	return changes, err
+}
+
+func b2i(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// pass compares everything with the kernel. state is held for writing.
+func (n *Network) pass(ctx context.Context) (int, error) {
+	if err := os.MkdirAll(n.cfg.Dir, 0o755); err != nil {
+		return 0, fmt.Errorf("make namespace folder: %w", err)
+	}
+	total, err := n.openGateway()
+	if err != nil {
+		return total, err
+	}
+	n.mu.Lock()
+	in := netplan.Input{Node: n.node}
+	for _, st := range n.tasks {
+		in.Tasks = append(in.Tasks, st.task)
+	}
+	for _, p := range n.ports {
+		in.Ports = append(in.Ports, p)
+	}
+	n.mu.Unlock()
+	plan, err := netplan.Make(in)
+	if err != nil {
+		return total, fmt.Errorf("gateway network: %w", err)
+	}
+	if err := n.prune(in.Tasks); err != nil {
+		return total, err
+	}
+	for _, step := range []func(context.Context, netplan.Plan) (int, error){n.passBase, n.passTasks, n.passPorts, n.passFilters} {
+		if err := ctx.Err(); err != nil {
+			return total, err
+		}
+		c, err := step(ctx, plan)
+		total += c
+		if err != nil {
+			return total, err
+		}
+	}
+	return total, nil
+}
+
+// passBase mends host link and sandbox, without the tasks' ports.
+func (n *Network) passBase(_ context.Context, plan netplan.Plan) (int, error) {
+	total, err := n.gw.sysctls(netplan.GatewaySpace(n.node).Sysctls)
+	if err != nil {
+		return total, err
+	}
+	// The link first: its sysctls exist only with it.
+	c, err := n.host.reconcile(plan.Host, n.resolve, nil)
+	total += c
+	if err != nil {
+		return total, err
+	}
+	c, err = n.host.sysctls(plan.Host.Sysctls)
+	total += c
+	if err != nil {
+		return total, err
+	}
+	names := map[string]bool{}
+	for _, l := range plan.Gateway.Links {
+		names[l.Name] = true
+	}
+	have, err := n.gw.links("")
+	if err != nil {
+		return total, err
+	}
+	rm := &batch{}
+	for name, l := range have {
+		if !names[name] && isPort(name) {
+			rm.delLink(l.index, name)
+		}
+	}
+	total += rm.len()
+	if err := n.gw.rt.run(rm); err != nil {
+		return total, err
+	}
+	if _, ok := have[netplan.Bridge]; !ok {
+		b := &batch{}
+		for _, l := range plan.Gateway.Links {
+			if l.Kind == "bridge" {
+				b.addLink(l, 0, -1)
+			}
+		}
+		total += b.len()
+		if err := n.gw.rt.run(b); err != nil {
+			return total, err
+		}
+	}
+	return total, nil
+}
+
+// isPort tells whether a sandbox interface is a task's bridge port.
+func isPort(name string) bool { return len(name) == 13 && name[0] == 't' }
+
+// passTasks mends the tasks' namespaces, some at a time.
+func (n *Network) passTasks(ctx context.Context, _ netplan.Plan) (int, error) {
+	n.mu.Lock()
+	list := make([]*taskState, 0, len(n.tasks))
+	for _, st := range n.tasks {
+		list = append(list, st)
+	}
+	n.mu.Unlock()
+	var mu sync.Mutex
+	var errs []error
+	total := 0
+	var wg sync.WaitGroup
+	for part := range slices.Chunk(list, max(1, (len(list)+maxParallel-1)/maxParallel)) {
+		wg.Go(func() {
+			for _, st := range part {
+				if ctx.Err() != nil {
+					return
+				}
+				st.mu.Lock()
+				c, err := n.mendTask(st)
+				st.mu.Unlock()
+				mu.Lock()
+				total += c
+				if err != nil {
+					errs = append(errs, err)
+				}
+				mu.Unlock()
+			}
+		})
+	}
+	wg.Wait()
+	return total, errors.Join(append(errs, ctx.Err())...)
+}
+
+// passPorts mends the sandbox with the tasks' ports, which exist now.
+func (n *Network) passPorts(_ context.Context, plan netplan.Plan) (int, error) {
+	return n.gw.reconcile(plan.Gateway, n.resolve, isPort)
+}
+
+// passFilters mends the tables, and the accepts in other programs' tables.
+func (n *Network) passFilters(_ context.Context, plan netplan.Plan) (int, error) {
+	total := 0
+	for _, v := range []struct {
+		fw    *filter
+		table *netplan.Table
+	}{{n.gwFW, plan.Gateway.Table}, {n.hostFW, plan.Host.Table}} {
+		changed, err := v.fw.reconcile(v.table)
+		total += b2i(changed)
+		if err != nil {
+			return total, err
+		}
+	}
+	c, err := n.hostFW.acceptForwarding(n.node.HostLink())
+	return total + c, err
+}
+
+// resolve finds the namespaces that a plan names.
+func (n *Network) resolve(name string) (*space, error) {
+	switch name {
+	case netplan.HostName:
+		return n.host, nil
+	case netplan.GatewayName:
+		return n.gw, nil
+	}
+	return nil, fmt.Errorf("no namespace is called %s", name)
+}
+
+// openGateway opens, or makes, the sandbox.
+func (n *Network) openGateway() (int, error) {
+	if n.host == nil {
+		fd, err := dupNS(n.hostFD)
+		if err != nil {
+			return 0, err
+		}
+		if n.host, err = openSpace(netplan.HostName, fd); err != nil {
+			return 0, err
+		}
+	}
+	var err error
+	if n.hostFW == nil {
+		if n.hostFW, err = openFilter(n.host.fd); err != nil {
+			return 0, err
+		}
+	}
+	path := n.gatewayPath()
+	if n.gw != nil && isNS(path) && sameNS(path, fmt.Sprintf("/proc/self/fd/%d", n.gw.fd)) {
+		return 0, nil
+	}
+	changes := 0
+	if n.gw != nil && !isNS(path) {
+		// Only the file has gone: our own handle still holds the namespace.
+		if err := adoptFD(path, n.gw.fd); err != nil {
+			return 0, err
+		}
+		return 1, nil
+	}
+	if !isNS(path) {
+		if err := dropNS(path); err != nil {
+			return 0, err
+		}
+		base := netplan.GatewaySpace(n.node)
+		if err := newNS(path, func() error { _, err := writeSysctls(base.Sysctls); return err }); err != nil {
+			return 0, fmt.Errorf("make gateway sandbox: %w", err)
+		}
+		changes++
+	}
+	n.closeGateway()
+	fd, err := openNS(path)
+	if err != nil {
+		return changes, err
+	}
+	if n.gw, err = openSpace(netplan.GatewayName, fd); err != nil {
+		return changes, err
+	}
+	if n.gwFW, err = openFilter(n.gw.fd); err != nil {
+		return changes, err
+	}
+	select {
+	case n.wake <- struct{}{}:
+	default:
+	}
+	return changes, nil
+}
+
+func (n *Network) closeGateway() {
+	n.gw.close()
+	n.gwFW.close()
+	n.gw, n.gwFW = nil, nil
+}
+
+// prune removes the namespaces of tasks that nobody asked for.
+func (n *Network) prune(tasks []netplan.Task) error {
+	files, err := os.ReadDir(n.cfg.Dir)
+	if err != nil {
+		return fmt.Errorf("read namespace folder: %w", err)
+	}
+	keep := map[string]bool{netplan.GatewayName: true}
+	for _, t := range tasks {
+		keep[t.Name()] = true
+	}
+	var errs []error
+	for _, f := range files {
+		if !keep[f.Name()] {
+			errs = append(errs, dropNS(filepath.Join(n.cfg.Dir, f.Name())))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// Destroy removes everything of the instance: namespaces, links, routes, rules
+// and mounts. The host's forwarding sysctls stay on, because others may have
+// come to need them. It works without a Sync before it, given the instance.
+func (n *Network) Destroy(_ context.Context, instance string) error {
+	n.state.Lock()
+	defer n.state.Unlock()
+	n.ready = false
+	n.mu.Lock()
+	n.tasks, n.ports = map[string]*taskState{}, map[netplan.PortKey]netplan.Port{}
+	n.mu.Unlock()
+	node := netplan.Node{Instance: instance}
+	fd, err := dupNS(n.hostFD)
+	if err != nil {
+		return err
+	}
+	host, err := openSpace(netplan.HostName, fd)
+	if err != nil {
+		return err
+	}
+	defer host.close()
+	fw, err := openFilter(host.fd)
+	if err != nil {
+		return err
+	}
+	defer fw.close()
+	errs := []error{fw.remove(node.HostLink()), fw.retractForwarding(node.HostLink()), host.reset(node.HostLink())}
+	n.closeGateway()
+	files, err := os.ReadDir(n.cfg.Dir)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		errs = append(errs, fmt.Errorf("read namespace folder: %w", err))
+	}
+	for _, f := range files {
+		errs = append(errs, dropNS(filepath.Join(n.cfg.Dir, f.Name())))
+	}
+	if err := os.Remove(n.cfg.Dir); err != nil && !errors.Is(err, os.ErrNotExist) {
+		errs = append(errs, fmt.Errorf("remove namespace folder: %w", err))
+	}
+	return errors.Join(errs...)
+}
+
+// Close releases the handles and changes nothing in the kernel. No method may
+// be called afterwards, and Run must have returned.
+func (n *Network) Close() error {
+	n.state.Lock()
+	defer n.state.Unlock()
+	n.ready = false
+	n.closeGateway()
+	n.hostFW.close()
+	n.host.close()
+	n.host, n.hostFW = nil, nil
+	return closeFD(&n.hostFD)
+}

@@ -1,0 +1,25 @@
+// Package netplan says, as plain values, what the kernel of one node must hold
+// for the gateway network: links, addresses, routes, policy rules, neighbours,
+// sysctls and nftables rules in the host's namespace, in the gateway sandbox
+// and in each task's namespace.
+//
+// It stands between the agent, which knows the node's tasks and published
+// ports, and package netapply, which compares a Plan with the kernel and
+// carries out the difference. It is pure: it knows neither the kernel nor a
+// clock, and the same Input always gives the same Plan. It must not know what
+// a service or a cluster is.
+//
+// The layout of one node:
+//
+//	 host namespace            gateway sandbox             task namespaces
+//	┌───────────────┐         ┌────────────────────┐      ┌──────────────┐
+//	│ skep-<inst> ──┼── veth ─┼─ host     br-gw ─┬─┼─veth─┼─ gw          │
+//	│ table inet    │         │ table inet       ├─┼─veth─┼─ gw          │
+//	│  skep-<inst>  │         │  skep-<inst>     └─┼─ …   └──────────────┘
+//	└───────────────┘         └────────────────────┘
+//
+// Published ports are translated once, in the host's namespace, and the packet
+// is then routed, so that a task sees its client's own address. A further host
+// adds a device vx-gw, neighbours and routes to the sandbox and nothing to a
+// task.
+package netplan

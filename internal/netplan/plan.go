@@ -1,0 +1,334 @@
+package netplan
+
+import (
+	"encoding/binary"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+)
+
+// Names inside namespaces that belong to one instance alone.
+const (
+	Bridge      = "br-gw"   // the bridge in the sandbox
+	Uplink      = "host"    // the sandbox's end of the host link
+	TaskLink    = "gw"      // the gateway interface in a task's namespace
+	GatewayName = "gateway" // the sandbox, and its namespace file
+	HostName    = "host"    // the host's namespace in a Plan
+
+	// TaskTable holds the default routes for what a task sends from its gateway
+	// address; the rule that selects it keeps replies on the gateway interface
+	// even when a client's address lies in one of the task's own networks.
+	TaskTable    = 200
+	taskRulePref = 1000
+	taskIndex    = 2 // of the gw interface: lo is 1, and nothing else is there yet
+)
+
+// A MAC is an Ethernet address.
+type MAC [6]byte
+
+func (m MAC) String() string {
+	return fmt.Sprintf("%02x:%02x:%02x:%02x:%02x:%02x", m[0], m[1], m[2], m[3], m[4], m[5])
+}
+
+// macOf derives a locally administered address from an IPv4 address. An
+// address given to another task keeps its Ethernet address, so no neighbour
+// entry anywhere ever goes stale.
+func macOf(a netip.Addr) MAC {
+	b := a.As4()
+	return MAC{0x02, 0x73, b[0], b[1], b[2], b[3]}
+}
+
+// A Link is an interface. A veth pair is described once, by the end in the
+// namespace it is listed in.
+type Link struct {
+	Name   string
+	Kind   string // "lo", "veth", "bridge" or "peer" (the other end of a veth listed elsewhere)
+	MTU    int
+	MAC    MAC
+	Index  int // wished for; 0 is any
+	Master string
+
+	// Of a veth: the name, namespace, Ethernet address and index of its other end.
+	Peer      string
+	PeerIn    string
+	PeerMAC   MAC
+	PeerIndex int
+
+	// Port says that this is a bridge port that cannot talk to other ports,
+	// learns no addresses and gets no unknown unicast.
+	Port bool
+}
+
+// An Addr is an address of an interface.
+type Addr struct {
+	Link   string
+	Prefix netip.Prefix // address with its prefix length
+}
+
+// A Route leads to a prefix; an unspecified /0 is the default route.
+type Route struct {
+	Dst    netip.Prefix
+	Via    netip.Addr // the zero Addr: on the link
+	Link   string
+	Src    netip.Addr
+	Table  int // 0 is the main table
+	Metric int
+}
+
+// A Rule of the routing policy.
+type Rule struct {
+	From  netip.Prefix
+	Table int
+	Pref  int
+}
+
+// A Neighbour is a permanent neighbour entry, or, without an address, a static
+// forwarding entry of the bridge port Link.
+type Neighbour struct {
+	Link string
+	Addr netip.Addr
+	MAC  MAC
+}
+
+// A Sysctl is a file below /proc/sys and the value it must hold. Optional
+// ones may be missing in the kernel.
+type Sysctl struct {
+	Path     string
+	Value    string
+	Optional bool
+}
+
+// A Space is what one network namespace must hold.
+type Space struct {
+	Name       string
+	Links      []Link
+	Addrs      []Addr
+	Routes     []Route
+	Rules      []Rule
+	Neighbours []Neighbour
+	Sysctls    []Sysctl
+	Table      *Table // nil when nothing is filtered or translated here
+}
+
+// A Plan is what the kernel of one node must hold.
+type Plan struct {
+	Host    Space
+	Gateway Space
+	Tasks   []Space // by name
+}
+
+// HostLink is the name of the host's end of the host link; the nftables tables
+// of the instance have the same name.
+func (n Node) HostLink() string { return "skep-" + n.Instance }
+
+// LinkAddrs are the addresses of the host link: the host's end and the
+// sandbox's end, of IPv4 or IPv6.
+func (n Node) LinkAddrs(v6 bool) (host, sandbox netip.Addr) {
+	p := n.Link4
+	if v6 {
+		p = n.Link6
+	}
+	host = first(p)
+	return host, host.Next()
+}
+
+func (n Node) mtu() int {
+	if n.MTU == 0 {
+		return 1500
+	}
+	return n.MTU
+}
+
+// Make plans a node. It fails only when the input is not valid.
+func Make(in Input) (Plan, error) {
+	if err := in.Validate(); err != nil {
+		return Plan{}, err
+	}
+	p := Plan{Host: HostSpace(in.Node, in.Ports), Gateway: GatewaySpace(in.Node)}
+	tasks := slices.SortedFunc(slices.Values(in.Tasks), func(a, b Task) int { return strings.Compare(a.Name(), b.Name()) })
+	for _, t := range tasks {
+		p.Gateway.add(TaskPort(in.Node, t))
+		p.Tasks = append(p.Tasks, TaskSpace(in.Node, t))
+	}
+	return p, nil
+}
+
+// add joins another part of the same namespace to s.
+func (s *Space) add(o Space) {
+	s.Links = append(s.Links, o.Links...)
+	s.Addrs = append(s.Addrs, o.Addrs...)
+	s.Routes = append(s.Routes, o.Routes...)
+	s.Rules = append(s.Rules, o.Rules...)
+	s.Neighbours = append(s.Neighbours, o.Neighbours...)
+	s.Sysctls = append(s.Sysctls, o.Sysctls...)
+}
+
+// HostSpace plans the host's namespace.
+func HostSpace(n Node, ports []Port) Space {
+	link := n.HostLink()
+	host, sandbox := n.LinkAddrs(false)
+	s := Space{
+		Name: HostName,
+		Links: []Link{{
+			Name: link, Kind: "veth", MTU: n.mtu(), MAC: macOf(host),
+			Peer: Uplink, PeerIn: GatewayName, PeerMAC: macOf(sandbox),
+		}},
+		Addrs:      []Addr{{link, netip.PrefixFrom(host, n.Link4.Bits())}},
+		Neighbours: []Neighbour{{link, sandbox, macOf(sandbox)}},
+		Sysctls: []Sysctl{
+			{Path: "net/ipv4/ip_forward", Value: "1"},
+			{Path: "net/ipv4/conf/" + link + "/route_localnet", Value: "1"},
+		},
+		Table: hostTable(n, ports),
+	}
+	// Two instances of one cluster may share a host: each routes its own blocks,
+	// and the metric, which differs, lets both hold a route to the whole pool.
+	metric := poolMetric(n.Instance)
+	for _, b := range n.Blocks4 {
+		s.Routes = append(s.Routes, Route{Dst: b.Masked(), Via: sandbox, Link: link, Src: host})
+	}
+	s.Routes = append(s.Routes, Route{Dst: n.Pool4.Masked(), Via: sandbox, Link: link, Src: host, Metric: metric})
+	if !n.IPv6() {
+		return s
+	}
+	host6, sandbox6 := n.LinkAddrs(true)
+	s.Addrs = append(s.Addrs, Addr{link, netip.PrefixFrom(host6, n.Link6.Bits())})
+	s.Neighbours = append(s.Neighbours, Neighbour{link, sandbox6, macOf(sandbox)})
+	s.Routes = append(s.Routes,
+		Route{Dst: n.Block6.Masked(), Via: sandbox6, Link: link, Src: host6, Metric: 1024},
+		Route{Dst: n.Pool6.Masked(), Via: sandbox6, Link: link, Src: host6, Metric: metric})
+	s.Sysctls = append(s.Sysctls,
+		Sysctl{Path: "net/ipv6/conf/" + link + "/disable_ipv6", Value: "0"},
+		Sysctl{Path: "net/ipv6/conf/" + link + "/accept_ra", Value: "0"},
+		Sysctl{Path: "net/ipv6/conf/all/forwarding", Value: "1"})
+	return s
+}
+
+// poolMetric lies between 2,048 and 2^24+2,048 and is the instance's own.
+func poolMetric(instance string) int {
+	m := 2048
+	for _, c := range []byte(instance) {
+		d := int(c - '0')
+		if c >= 'a' {
+			d = int(c-'a') + 10
+		}
+		m = (m-2048)*16 + d + 2048
+	}
+	return m
+}
+
+// GatewaySpace plans the sandbox without its tasks.
+func GatewaySpace(n Node) Space {
+	host, sandbox := n.LinkAddrs(false)
+	mac := macOf(first(n.Blocks4[0]))
+	s := Space{
+		Name: GatewayName,
+		Links: []Link{
+			{Name: "lo", Kind: "lo"},
+			{Name: Uplink, Kind: "peer", MTU: n.mtu(), MAC: macOf(sandbox)},
+			{Name: Bridge, Kind: "bridge", MTU: n.mtu(), MAC: mac},
+		},
+		Addrs:      []Addr{{Uplink, netip.PrefixFrom(sandbox, n.Link4.Bits())}},
+		Routes:     []Route{{Dst: netip.PrefixFrom(netip.IPv4Unspecified(), 0), Via: host, Link: Uplink}},
+		Neighbours: []Neighbour{{Uplink, host, macOf(host)}},
+		Sysctls: []Sysctl{
+			{Path: "net/ipv4/ip_forward", Value: "1"},
+			{Path: "net/ipv4/conf/all/rp_filter", Value: "0"},
+			{Path: "net/ipv4/conf/default/rp_filter", Value: "0"},
+			{Path: "net/ipv4/conf/all/send_redirects", Value: "0"},
+			{Path: "net/ipv4/conf/default/send_redirects", Value: "0"},
+			{Path: "net/bridge/bridge-nf-call-iptables", Value: "0", Optional: true},
+			{Path: "net/bridge/bridge-nf-call-ip6tables", Value: "0", Optional: true},
+			{Path: "net/bridge/bridge-nf-call-arptables", Value: "0", Optional: true},
+		},
+		Table: gatewayTable(n),
+	}
+	for _, b := range n.Blocks4 {
+		s.Addrs = append(s.Addrs, Addr{Bridge, netip.PrefixFrom(first(b), b.Bits())})
+	}
+	s.Sysctls = append(s.Sysctls, quiet6...)
+	if !n.IPv6() {
+		return s
+	}
+	host6, sandbox6 := n.LinkAddrs(true)
+	s.Addrs = append(s.Addrs, Addr{Uplink, netip.PrefixFrom(sandbox6, n.Link6.Bits())},
+		Addr{Bridge, netip.PrefixFrom(first(n.Block6), n.Block6.Bits())})
+	s.Routes = append(s.Routes, Route{Dst: netip.PrefixFrom(netip.IPv6Unspecified(), 0), Via: host6, Link: Uplink, Metric: 1024})
+	s.Neighbours = append(s.Neighbours, Neighbour{Uplink, host6, macOf(host)})
+	s.Sysctls = append(s.Sysctls, Sysctl{Path: "net/ipv6/conf/all/forwarding", Value: "1"})
+	return s
+}
+
+// quiet6 keeps IPv6 interfaces made afterwards from announcing themselves,
+// checking for duplicates (which delays an address by a second) and believing
+// router advertisements.
+var quiet6 = []Sysctl{
+	{Path: "net/ipv6/conf/default/accept_dad", Value: "0", Optional: true},
+	{Path: "net/ipv6/conf/default/accept_ra", Value: "0", Optional: true},
+	{Path: "net/ipv6/conf/default/addr_gen_mode", Value: "1", Optional: true},
+}
+
+// TaskPort plans what one task adds to the sandbox.
+func TaskPort(n Node, t Task) Space {
+	port, mac := "t"+t.Name(), macOf(t.Addr4)
+	s := Space{
+		Name: GatewayName,
+		Links: []Link{{
+			Name: port, Kind: "peer", MTU: n.mtu(), MAC: portMAC(t.Addr4), Master: Bridge, Port: true,
+			Index: portIndex(t.Addr4),
+		}},
+		Neighbours: []Neighbour{{Link: port, MAC: mac}, {Bridge, t.Addr4, mac}},
+	}
+	if n.IPv6() {
+		s.Neighbours = append(s.Neighbours, Neighbour{Bridge, t.Addr6, mac})
+	}
+	return s
+}
+
+// portIndex is the interface index of a task's bridge port. Because it is
+// known beforehand a task's whole port is configured without asking the kernel.
+func portIndex(a netip.Addr) int {
+	b := a.As4()
+	return 1<<24 | int(binary.BigEndian.Uint32(b[:])&0xffffff)
+}
+
+// portMAC is that of the bridge's end of a task's veth pair.
+func portMAC(a netip.Addr) MAC {
+	m := macOf(a)
+	m[1] = 0x74
+	return m
+}
+
+// TaskSpace plans a task's own namespace.
+func TaskSpace(n Node, t Task) Space {
+	block, _ := n.block4(t.Addr4)
+	gw, mac := first(block), macOf(first(n.Blocks4[0]))
+	s := Space{
+		Name: t.Name(),
+		Links: []Link{
+			{Name: "lo", Kind: "lo"},
+			{
+				Name: TaskLink, Kind: "veth", MTU: n.mtu(), MAC: macOf(t.Addr4), Index: taskIndex,
+				Peer: "t" + t.Name(), PeerIn: GatewayName, PeerMAC: portMAC(t.Addr4), PeerIndex: portIndex(t.Addr4),
+			},
+		},
+		Addrs:      []Addr{{TaskLink, netip.PrefixFrom(t.Addr4, block.Bits())}},
+		Rules:      []Rule{{netip.PrefixFrom(t.Addr4, 32), TaskTable, taskRulePref}},
+		Neighbours: []Neighbour{{TaskLink, gw, mac}},
+		Sysctls:    quiet6,
+	}
+	any4 := netip.PrefixFrom(netip.IPv4Unspecified(), 0)
+	s.Routes = append(s.Routes, Route{Dst: any4, Via: gw, Link: TaskLink, Src: t.Addr4},
+		Route{Dst: any4, Via: gw, Link: TaskLink, Table: TaskTable})
+	if !n.IPv6() {
+		return s
+	}
+	gw6, any6 := first(n.Block6), netip.PrefixFrom(netip.IPv6Unspecified(), 0)
+	s.Addrs = append(s.Addrs, Addr{TaskLink, netip.PrefixFrom(t.Addr6, n.Block6.Bits())})
+	s.Rules = append(s.Rules, Rule{netip.PrefixFrom(t.Addr6, 128), TaskTable, taskRulePref})
+	s.Neighbours = append(s.Neighbours, Neighbour{TaskLink, gw6, mac})
+	s.Routes = append(s.Routes, Route{Dst: any6, Via: gw6, Link: TaskLink, Src: t.Addr6, Metric: 1024},
+		Route{Dst: any6, Via: gw6, Link: TaskLink, Table: TaskTable, Metric: 1024})
+	return s
+}
