@@ -1917,6 +1917,9 @@ type Template struct {
 	ImageDigest   string            `protobuf:"bytes,6,opt,name=image_digest,json=imageDigest,proto3" json:"image_digest,omitempty"`
 	HostPorts     []*PortConfig     `protobuf:"bytes,7,rep,name=host_ports,json=hostPorts,proto3" json:"host_ports,omitempty"`
 	ServiceLabels map[string]string `protobuf:"bytes,8,rep,name=service_labels,json=serviceLabels,proto3" json:"service_labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// The cluster's default for tasks whose spec names no log driver.
+	LogDriver     string            `protobuf:"bytes,9,opt,name=log_driver,json=logDriver,proto3" json:"log_driver,omitempty"`
+	LogOptions    map[string]string `protobuf:"bytes,10,rep,name=log_options,json=logOptions,proto3" json:"log_options,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2003,6 +2006,20 @@ func (x *Template) GetHostPorts() []*PortConfig {
 func (x *Template) GetServiceLabels() map[string]string {
 	if x != nil {
 		return x.ServiceLabels
+	}
+	return nil
+}
+
+func (x *Template) GetLogDriver() string {
+	if x != nil {
+		return x.LogDriver
+	}
+	return ""
+}
+
+func (x *Template) GetLogOptions() map[string]string {
+	if x != nil {
+		return x.LogOptions
 	}
 	return nil
 }
@@ -3261,7 +3278,7 @@ const file_wire_proto_rawDesc = "" +
 	"\favailability\x18\t \x01(\tR\favailability\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x8c\x03\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xb3\x04\n" +
 	"\bTemplate\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x18\n" +
 	"\aservice\x18\x02 \x01(\x04R\aservice\x12\x1d\n" +
@@ -3272,8 +3289,16 @@ const file_wire_proto_rawDesc = "" +
 	"\fimage_digest\x18\x06 \x01(\tR\vimageDigest\x127\n" +
 	"\n" +
 	"host_ports\x18\a \x03(\v2\x18.skep.wire.v1.PortConfigR\thostPorts\x12P\n" +
-	"\x0eservice_labels\x18\b \x03(\v2).skep.wire.v1.Template.ServiceLabelsEntryR\rserviceLabels\x1a@\n" +
+	"\x0eservice_labels\x18\b \x03(\v2).skep.wire.v1.Template.ServiceLabelsEntryR\rserviceLabels\x12\x1d\n" +
+	"\n" +
+	"log_driver\x18\t \x01(\tR\tlogDriver\x12G\n" +
+	"\vlog_options\x18\n" +
+	" \x03(\v2&.skep.wire.v1.Template.LogOptionsEntryR\n" +
+	"logOptions\x1a@\n" +
 	"\x12ServiceLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a=\n" +
+	"\x0fLogOptionsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xfc\x01\n" +
 	"\x04Task\x12'\n" +
@@ -3382,7 +3407,7 @@ func file_wire_proto_rawDescGZIP() []byte {
 	return file_wire_proto_rawDescData
 }
 
-var file_wire_proto_msgTypes = make([]protoimpl.MessageInfo, 44)
+var file_wire_proto_msgTypes = make([]protoimpl.MessageInfo, 45)
 var file_wire_proto_goTypes = []any{
 	(*GetRootCARequest)(nil),             // 0: skep.wire.v1.GetRootCARequest
 	(*GetRootCAResponse)(nil),            // 1: skep.wire.v1.GetRootCAResponse
@@ -3427,7 +3452,8 @@ var file_wire_proto_goTypes = []any{
 	(*LogEntry)(nil),                     // 40: skep.wire.v1.LogEntry
 	nil,                                  // 41: skep.wire.v1.NodeInfo.LabelsEntry
 	nil,                                  // 42: skep.wire.v1.Template.ServiceLabelsEntry
-	nil,                                  // 43: skep.wire.v1.LogEntry.AttrsEntry
+	nil,                                  // 43: skep.wire.v1.Template.LogOptionsEntry
+	nil,                                  // 44: skep.wire.v1.LogEntry.AttrsEntry
 }
 var file_wire_proto_depIdxs = []int32{
 	7,  // 0: skep.wire.v1.FromAgent.hello:type_name -> skep.wire.v1.Hello
@@ -3464,37 +3490,38 @@ var file_wire_proto_depIdxs = []int32{
 	41, // 31: skep.wire.v1.NodeInfo.labels:type_name -> skep.wire.v1.NodeInfo.LabelsEntry
 	13, // 32: skep.wire.v1.Template.host_ports:type_name -> skep.wire.v1.PortConfig
 	42, // 33: skep.wire.v1.Template.service_labels:type_name -> skep.wire.v1.Template.ServiceLabelsEntry
-	5,  // 34: skep.wire.v1.Task.ref:type_name -> skep.wire.v1.TaskRef
-	4,  // 35: skep.wire.v1.Tables.at:type_name -> skep.wire.v1.Position
-	29, // 36: skep.wire.v1.Tables.ports:type_name -> skep.wire.v1.PortRow
-	28, // 37: skep.wire.v1.Tables.ports_removed:type_name -> skep.wire.v1.PortKey
-	31, // 38: skep.wire.v1.Tables.nodes:type_name -> skep.wire.v1.NodeRow
-	28, // 39: skep.wire.v1.PortRow.key:type_name -> skep.wire.v1.PortKey
-	30, // 40: skep.wire.v1.PortRow.backends:type_name -> skep.wire.v1.Backend
-	5,  // 41: skep.wire.v1.Backend.task:type_name -> skep.wire.v1.TaskRef
-	33, // 42: skep.wire.v1.Ask.check_ports:type_name -> skep.wire.v1.CheckPorts
-	28, // 43: skep.wire.v1.CheckPorts.ports:type_name -> skep.wire.v1.PortKey
-	35, // 44: skep.wire.v1.OpenStream.logs:type_name -> skep.wire.v1.LogsRequest
-	5,  // 45: skep.wire.v1.LogsRequest.tasks:type_name -> skep.wire.v1.TaskRef
-	37, // 46: skep.wire.v1.Frame.open:type_name -> skep.wire.v1.StreamOpen
-	39, // 47: skep.wire.v1.Frame.log_entries:type_name -> skep.wire.v1.LogEntries
-	38, // 48: skep.wire.v1.Frame.close:type_name -> skep.wire.v1.StreamClose
-	40, // 49: skep.wire.v1.LogEntries.entries:type_name -> skep.wire.v1.LogEntry
-	5,  // 50: skep.wire.v1.LogEntry.task:type_name -> skep.wire.v1.TaskRef
-	43, // 51: skep.wire.v1.LogEntry.attrs:type_name -> skep.wire.v1.LogEntry.AttrsEntry
-	0,  // 52: skep.wire.v1.CA.GetRootCA:input_type -> skep.wire.v1.GetRootCARequest
-	2,  // 53: skep.wire.v1.CA.IssueNodeCertificate:input_type -> skep.wire.v1.IssueNodeCertificateRequest
-	6,  // 54: skep.wire.v1.Dispatch.Session:input_type -> skep.wire.v1.FromAgent
-	36, // 55: skep.wire.v1.Dispatch.Stream:input_type -> skep.wire.v1.Frame
-	1,  // 56: skep.wire.v1.CA.GetRootCA:output_type -> skep.wire.v1.GetRootCAResponse
-	3,  // 57: skep.wire.v1.CA.IssueNodeCertificate:output_type -> skep.wire.v1.IssueNodeCertificateResponse
-	17, // 58: skep.wire.v1.Dispatch.Session:output_type -> skep.wire.v1.ToAgent
-	36, // 59: skep.wire.v1.Dispatch.Stream:output_type -> skep.wire.v1.Frame
-	56, // [56:60] is the sub-list for method output_type
-	52, // [52:56] is the sub-list for method input_type
-	52, // [52:52] is the sub-list for extension type_name
-	52, // [52:52] is the sub-list for extension extendee
-	0,  // [0:52] is the sub-list for field type_name
+	43, // 34: skep.wire.v1.Template.log_options:type_name -> skep.wire.v1.Template.LogOptionsEntry
+	5,  // 35: skep.wire.v1.Task.ref:type_name -> skep.wire.v1.TaskRef
+	4,  // 36: skep.wire.v1.Tables.at:type_name -> skep.wire.v1.Position
+	29, // 37: skep.wire.v1.Tables.ports:type_name -> skep.wire.v1.PortRow
+	28, // 38: skep.wire.v1.Tables.ports_removed:type_name -> skep.wire.v1.PortKey
+	31, // 39: skep.wire.v1.Tables.nodes:type_name -> skep.wire.v1.NodeRow
+	28, // 40: skep.wire.v1.PortRow.key:type_name -> skep.wire.v1.PortKey
+	30, // 41: skep.wire.v1.PortRow.backends:type_name -> skep.wire.v1.Backend
+	5,  // 42: skep.wire.v1.Backend.task:type_name -> skep.wire.v1.TaskRef
+	33, // 43: skep.wire.v1.Ask.check_ports:type_name -> skep.wire.v1.CheckPorts
+	28, // 44: skep.wire.v1.CheckPorts.ports:type_name -> skep.wire.v1.PortKey
+	35, // 45: skep.wire.v1.OpenStream.logs:type_name -> skep.wire.v1.LogsRequest
+	5,  // 46: skep.wire.v1.LogsRequest.tasks:type_name -> skep.wire.v1.TaskRef
+	37, // 47: skep.wire.v1.Frame.open:type_name -> skep.wire.v1.StreamOpen
+	39, // 48: skep.wire.v1.Frame.log_entries:type_name -> skep.wire.v1.LogEntries
+	38, // 49: skep.wire.v1.Frame.close:type_name -> skep.wire.v1.StreamClose
+	40, // 50: skep.wire.v1.LogEntries.entries:type_name -> skep.wire.v1.LogEntry
+	5,  // 51: skep.wire.v1.LogEntry.task:type_name -> skep.wire.v1.TaskRef
+	44, // 52: skep.wire.v1.LogEntry.attrs:type_name -> skep.wire.v1.LogEntry.AttrsEntry
+	0,  // 53: skep.wire.v1.CA.GetRootCA:input_type -> skep.wire.v1.GetRootCARequest
+	2,  // 54: skep.wire.v1.CA.IssueNodeCertificate:input_type -> skep.wire.v1.IssueNodeCertificateRequest
+	6,  // 55: skep.wire.v1.Dispatch.Session:input_type -> skep.wire.v1.FromAgent
+	36, // 56: skep.wire.v1.Dispatch.Stream:input_type -> skep.wire.v1.Frame
+	1,  // 57: skep.wire.v1.CA.GetRootCA:output_type -> skep.wire.v1.GetRootCAResponse
+	3,  // 58: skep.wire.v1.CA.IssueNodeCertificate:output_type -> skep.wire.v1.IssueNodeCertificateResponse
+	17, // 59: skep.wire.v1.Dispatch.Session:output_type -> skep.wire.v1.ToAgent
+	36, // 60: skep.wire.v1.Dispatch.Stream:output_type -> skep.wire.v1.Frame
+	57, // [57:61] is the sub-list for method output_type
+	53, // [53:57] is the sub-list for method input_type
+	53, // [53:53] is the sub-list for extension type_name
+	53, // [53:53] is the sub-list for extension extendee
+	0,  // [0:53] is the sub-list for field type_name
 }
 
 func init() { file_wire_proto_init() }
@@ -3541,7 +3568,7 @@ func file_wire_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_wire_proto_rawDesc), len(file_wire_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   44,
+			NumMessages:   45,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -1,0 +1,170 @@
+package dispatch
+
+import (
+	"cmp"
+	"slices"
+
+	"github.com/skep-swarm/skep/internal/model"
+	"github.com/skep-swarm/skep/internal/state"
+	"github.com/skep-swarm/skep/internal/wire"
+	"github.com/skep-swarm/skep/internal/wire/pb"
+	"google.golang.org/protobuf/proto"
+)
+
+// view is what one node has been told in this session, so that only differences are sent.
+type view struct {
+	snap   *state.Snapshot
+	sent   map[model.TaskID]sentTask
+	refs   map[model.TemplateID]int // sent tasks of each template; the node forgets a template with its last task
+	node   *pb.NodeInfo
+	tables uint64 // version of the tables, 0 for none
+}
+
+// sentTask is what of a task the node acts on.
+type sentTask struct {
+	desired  model.TaskState
+	placeVer uint64
+	template model.TemplateID
+}
+
+func (v *view) reset() {
+	*v = view{snap: v.snap, tables: v.tables, sent: map[model.TaskID]sentTask{}, refs: map[model.TemplateID]int{}}
+}
+
+// parts gathers messages of bounded size.
+type parts struct {
+	at       *pb.Position
+	complete bool
+	list     []*pb.Assignments
+	size     int
+}
+
+func (p *parts) last() *pb.Assignments {
+	if len(p.list) == 0 || p.size >= wire.SoftMessage {
+		p.list = append(p.list, &pb.Assignments{At: p.at, Complete: p.complete})
+		p.size = 0
+	}
+	return p.list[len(p.list)-1]
+}
+
+func (p *parts) done() []*pb.Assignments {
+	for i := range p.list {
+		p.list[i].More = i < len(p.list)-1
+	}
+	return p.list
+}
+
+// complete makes the whole set of a node's tasks; the view has been reset.
+func (v *view) complete(snap *state.Snapshot, node model.NodeID) []*pb.Assignments {
+	p := &parts{at: at(snap), complete: true}
+	v.node = nodeInfo(snap, node)
+	p.last().Node = v.node
+	for t := range snap.TasksOnNode(node) {
+		v.add(p, snap, t)
+	}
+	return p.done()
+}
+
+// changed makes what of some tasks the node does not know yet.
+func (v *view) changed(snap *state.Snapshot, node model.NodeID, due map[model.TaskID]struct{}, nodeDue bool) []*pb.Assignments {
+	p := &parts{at: at(snap)}
+	if nodeDue {
+		if info := nodeInfo(snap, node); !proto.Equal(info, v.node) {
+			v.node = info
+			p.last().Node = info
+		}
+	}
+	ids := make([]model.TaskID, 0, len(due))
+	for id := range due {
+		ids = append(ids, id)
+	}
+	slices.SortFunc(ids, func(a, b model.TaskID) int {
+		return cmp.Or(cmp.Compare(a.Service, b.Service), cmp.Compare(a.Num, b.Num))
+	})
+	for _, id := range ids {
+		if t := snap.Task(id); t != nil && t.Node == node {
+			v.add(p, snap, t)
+		} else if old, ok := v.sent[id]; ok {
+			v.forget(id, old)
+			m := p.last()
+			m.Removed = append(m.Removed, wire.Ref(id))
+			p.size += 16
+		}
+	}
+	return p.done()
+}
+
+func (v *view) forget(id model.TaskID, old sentTask) {
+	delete(v.sent, id)
+	if v.refs[old.template]--; v.refs[old.template] <= 0 {
+		delete(v.refs, old.template)
+	}
+}
+
+// add sends a task unless the node knows it as it is.
+func (v *view) add(p *parts, snap *state.Snapshot, t *model.Task) {
+	now := sentTask{t.Desired, t.PlaceVer, t.Template}
+	old, known := v.sent[t.ID]
+	if t.State < model.StateAssigned || known && old == now {
+		return
+	}
+	m := p.last()
+	if !known {
+		if v.refs[t.Template] == 0 {
+			tpl := templateMessage(snap, t.Template)
+			if tpl == nil {
+				return // its service was deleted in the same moment; the task will be, too
+			}
+			m.Templates = append(m.Templates, tpl)
+			p.size += proto.Size(tpl)
+		}
+		v.refs[t.Template]++
+	}
+	v.sent[t.ID] = now
+	msg := taskMessage(snap, t)
+	m.Tasks = append(m.Tasks, msg)
+	p.size += proto.Size(msg)
+}
+
+func taskMessage(snap *state.Snapshot, t *model.Task) *pb.Task {
+	return &pb.Task{
+		Ref: wire.Ref(t.ID), Id: snap.Cluster().Namer().TaskID(t.ID), Slot: t.Slot, Template: uint64(t.Template),
+		Desired: uint32(t.Desired), State: uint32(t.State), JobIteration: t.JobIteration,
+		Gateway4: wire.AddrBytes(t.Gateway4), Gateway6: wire.AddrBytes(t.Gateway6),
+	}
+}
+
+func templateMessage(snap *state.Snapshot, id model.TemplateID) *pb.Template {
+	t := snap.Template(id)
+	if t == nil {
+		return nil
+	}
+	m := &pb.Template{
+		Id: uint64(t.ID), Service: uint64(t.Service), ServiceId: snap.Cluster().Namer().ServiceID(t.Service), ServiceName: t.ServiceName,
+		TaskSpecJson: t.Task.Raw, ImageDigest: t.ImageDigest, HostPorts: wire.PortConfigs(t.HostPorts), ServiceLabels: t.ServiceLabels,
+	}
+	return withLogDriver(m, snap, t)
+}
+
+// withLogDriver adds the cluster's default log driver for tasks that name none.
+func withLogDriver(m *pb.Template, snap *state.Snapshot, t *model.Template) *pb.Template {
+	if t.Task.Typed != nil && t.Task.Typed.LogDriver != nil {
+		return m
+	}
+	if c := snap.Cluster(); c.Spec.Typed != nil && c.Spec.Typed.TaskDefaults.LogDriver != nil {
+		d := c.Spec.Typed.TaskDefaults.LogDriver
+		m.LogDriver, m.LogOptions = d.Name, d.Options
+	}
+	return m
+}
+
+func nodeInfo(snap *state.Snapshot, id model.NodeID) *pb.NodeInfo {
+	c := snap.Cluster()
+	m := &pb.NodeInfo{NodeId: c.Namer().NodeID(id), Num: uint64(id), GatewayPool: wire.PrefixText(c.GatewayPool), GatewayUla: wire.PrefixText(c.GatewayULA)}
+	if n := snap.Node(id); n != nil {
+		m.GatewayBlocks = wire.PrefixTexts(n.Blocks)
+		m.Gateway6 = wire.PrefixText(n.Gateway6)
+		m.Labels, m.Role, m.Availability = n.Spec.Labels, string(n.Spec.Role), string(n.Spec.Availability)
+	}
+	return m
+}
