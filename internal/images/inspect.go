@@ -67,7 +67,7 @@ func (e *entry) inspect(ctx context.Context, c *client.Client) (image.InspectRes
 	}
 	out := image.InspectResponse{
 		ID: e.id.String(), Author: e.config.Author, Config: &e.config.Config, Architecture: e.config.Architecture,
-		Variant: e.config.Variant, OS: e.config.OS, OSVersion: e.config.OSVersion, Size: size,
+		Variant: e.config.Variant, Os: e.config.OS, OsVersion: e.config.OSVersion, Size: size,
 		RootFS: image.RootFS{Type: e.config.RootFS.Type},
 	}
 	target := e.target

@@ -8,6 +8,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"os"
+	"runtime"
 	"slices"
 	"testing"
 	"time"
@@ -68,7 +69,7 @@ func Archive(tb testing.TB, names []string, files []File, config Config) []byte 
 	layer := tarball(tb, files)
 	sum := sha256.Sum256(layer)
 	body, err := json.Marshal(map[string]any{
-		"architecture": "amd64", "os": "linux", "created": time.Date(2024, 1, 2, 3, 4, 5, 0, time.UTC), "config": config,
+		"architecture": runtime.GOARCH, "os": "linux", "created": time.Date(2024, 1, 2, 3, 4, 5, 0, time.UTC), "config": config,
 		"rootfs": map[string]any{"type": "layers", "diff_ids": []string{"sha256:" + hex.EncodeToString(sum[:])}},
 	})
 	if err != nil {
