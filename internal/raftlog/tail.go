@@ -1,0 +1,5 @@
+package raftlog
+
+import "github.com/hashicorp/raft-wal/types"
+
+func repairTail(dir string, vfs types.VFS, segmentSize int) error { return nil }
