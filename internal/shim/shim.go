@@ -10,6 +10,7 @@ package shim
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -26,6 +27,7 @@ import (
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/containerd/v2/pkg/shutdown"
 	"github.com/containerd/containerd/v2/pkg/sys/reaper"
+	runc "github.com/containerd/go-runc"
 	"github.com/containerd/ttrpc"
 	"golang.org/x/sys/unix"
 )
@@ -81,7 +83,7 @@ func serve(namespace, socket string) error {
 	if err != nil {
 		return fmt.Errorf("make the ttrpc server: %w", err)
 	}
-	watched := &watchedService{TTRPCTaskService: service, trim: make(chan struct{}, 1)}
+	watched := &watchedService{TTRPCTaskService: service, exits: ExitPath(socket), trim: make(chan struct{}, 1)}
 	taskapi.RegisterTTRPCTaskService(server, watched)
 	go func() {
 		if err := server.Serve(ctx, listener); err != nil && !errors.Is(err, ttrpc.ErrServerClosed) {
@@ -119,6 +121,7 @@ func supervise(signals <-chan os.Signal, service *watchedService, down shutdown.
 // watchedService counts containers, so that an unused shim can end, and asks for a trim once the container runs.
 type watchedService struct {
 	taskapi.TTRPCTaskService
+	exits      string
 	containers atomic.Int32
 	trim       chan struct{}
 }
@@ -145,9 +148,25 @@ func (w *watchedService) Delete(ctx context.Context, r *taskapi.DeleteRequest) (
 	resp, err := w.TTRPCTaskService.Delete(ctx, r)
 	if err == nil && r.ExecID == "" {
 		w.containers.Add(-1)
+		w.keepExit(r.ID, resp)
 	}
 	return resp, err
 }
+
+// keepExit writes the exit where the daemon finds it although the bundle is removed next: when a container ends just as
+// a daemon starts, containerd deletes the task before the daemon could ask how it ended.
+func (w *watchedService) keepExit(id string, resp *taskapi.DeleteResponse) {
+	data, err := json.Marshal(runc.Exit{Pid: int(resp.Pid), Status: int(resp.ExitStatus), Timestamp: resp.ExitedAt.AsTime()})
+	if err == nil {
+		err = os.WriteFile(w.exits, data, 0o600)
+	}
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "skep-shim: keep the exit of container %s: %v\n", id, err)
+	}
+}
+
+// ExitPath is the file in which the shim at a socket leaves its container's exit, as containerd's exit record is written.
+func ExitPath(socket string) string { return socket + ".exit" }
 
 // silent drops the shim's events. The daemon learns of an end by waiting on the task, and after a restart from the exit
 // record in the bundle and the cgroup's counters; events would be a third way, lost whenever the daemon is away.

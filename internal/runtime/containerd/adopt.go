@@ -1,10 +1,14 @@
 package containerd
 
 import (
+	"cmp"
 	"context"
+	"encoding/json"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
+	"strconv"
 	"time"
 
 	"github.com/containerd/containerd/api/services/tasks/v1"
@@ -13,6 +17,7 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errgrpc"
+	gorunc "github.com/containerd/go-runc"
 	"github.com/opencontainers/go-digest"
 
 	"github.com/skep-swarm/skep/internal/runtime"
@@ -69,13 +74,14 @@ func (r *Runtime) harvest(records map[string]*record) error {
 		}
 		return fmt.Errorf("look for containers that ended: %w", err)
 	}
+	patience := time.After(shimPatience)
 	for _, e := range entries {
 		rec := records[e.Name()]
 		if rec == nil || rec.Exit != nil {
 			continue
 		}
-		exit, err := runc.ReadExitStatus(r.bundle(rec.ID))
-		if err != nil {
+		exit, ok := r.recordedExit(rec, patience)
+		if !ok {
 			continue // it runs
 		}
 		rec.Exit = &runtime.Exit{Code: exit.Status, At: exit.Timestamp.UTC(), OOMKilled: r.oomKilled(rec.ID)}
@@ -87,6 +93,54 @@ func (r *Runtime) harvest(records map[string]*record) error {
 		}
 	}
 	return nil
+}
+
+// recordedExit reads a container's exit record. One whose process has just gone is given a moment, for its shim writes
+// the record after that; one whose shim has gone too never gets a record.
+func (r *Runtime) recordedExit(rec *record, patience <-chan time.Time) (gorunc.Exit, bool) {
+	for {
+		exit, err := runc.ReadExitStatus(r.bundle(rec.ID))
+		if err == nil {
+			return exit, true
+		}
+		if rec.PID == 0 || exists("/proc/"+strconv.Itoa(rec.PID)) || !answers(r.socket(rec.ID)) {
+			return exit, false
+		}
+		select {
+		case <-time.After(5 * time.Millisecond):
+		case <-patience:
+			return exit, false
+		}
+	}
+}
+
+func exists(path string) bool {
+	_, err := os.Lstat(path)
+	return err == nil
+}
+
+// answers reports whether a program listens on a socket.
+func answers(socket string) bool {
+	conn, err := net.DialTimeout("unix", socket, time.Second)
+	if err != nil {
+		return false
+	}
+	_ = conn.Close()
+	return true
+}
+
+// deletedExit reads the exit of a container whose task containerd deleted as this daemon started, and removes the file.
+func (r *Runtime) deletedExit(id string) *runtime.Exit {
+	defer r.dropSocket(id)
+	data, err := os.ReadFile(r.exitFile(id))
+	if err != nil {
+		return nil
+	}
+	var exit gorunc.Exit
+	if json.Unmarshal(data, &exit) != nil || exit.Timestamp.IsZero() {
+		return nil
+	}
+	return &runtime.Exit{Code: exit.Status, At: exit.Timestamp}
 }
 
 // adopt makes the unit of a container that an earlier daemon made.
@@ -119,8 +173,9 @@ func (r *Runtime) adopt(ctx context.Context, rec *record) error {
 	case rec.Exit == nil && rec.StartedAt.IsZero():
 		u.settle(rec, runtime.Created)
 	default:
+		seen := r.deletedExit(rec.ID)
 		if rec.Exit == nil {
-			rec.Exit = &runtime.Exit{Code: killed, Err: "the container ended while the node or its shim was down"}
+			rec.Exit = cmp.Or(seen, &runtime.Exit{Code: killed, Err: "the container ended while the node or its shim was down"})
 			if err := r.saveRecord(rec); err != nil {
 				return err
 			}

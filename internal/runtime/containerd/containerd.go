@@ -104,6 +104,7 @@ func (r *Runtime) Run(ctx context.Context) error {
 	life, cancel := context.WithCancel(r.namespaced(ctx))
 	defer cancel()
 	r.life = life
+	silenceDefaultLog()
 	if r.failed = r.open(life); r.failed != nil {
 		close(r.ready)
 		return r.failed

@@ -224,6 +224,7 @@ func (c *controller) launch(ctx context.Context, rec *record) (pid int, shim *sh
 	defer func() {
 		if err != nil {
 			shim.kill(ctx)
+			c.r.dropSocket(c.id)
 		}
 	}()
 	created, err := c.r.client.TaskService().Create(ctx, request)

@@ -19,6 +19,10 @@ func withLog(ctx context.Context, out *slog.Logger) context.Context {
 	return log.WithLogger(ctx, logrus.NewEntry(logger))
 }
 
+// silenceDefaultLog quiets the logger that containerd's code uses where it has no context. It is one for the whole process
+// and would write to its standard error; what matters of it comes back as an error as well.
+func silenceDefaultLog() { log.L.Logger.SetOutput(io.Discard) }
+
 type slogHook struct{ out *slog.Logger }
 
 // Levels asks for every entry; slog decides.

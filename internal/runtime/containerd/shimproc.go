@@ -22,10 +22,24 @@ const shimPatience = 5 * time.Second
 // maxShimLog is the size at which the shims' common error log starts anew, in bytes.
 const maxShimLog = 1 << 20
 
+// socket is where the shim of a container listens.
+func (r *Runtime) socket(id string) string { return filepath.Join(r.cfg.State, "s", id[:24]) }
+
+// exitFile is where the shim of a container leaves its exit when its task is deleted.
+func (r *Runtime) exitFile(id string) string { return r.socket(id) + ".exit" }
+
+// dropSocket removes what a shim that is gone leaves in the socket folder.
+func (r *Runtime) dropSocket(id string) {
+	if r.cfg.Address == "" {
+		_ = os.Remove(r.socket(id))
+		_ = os.Remove(r.exitFile(id))
+	}
+}
+
 // startShim starts the shim for a container, with a listening socket as its file descriptor 3. It returns at once: who
 // connects before the shim has started waits in the socket's queue.
 func (r *Runtime) startShim(id string) (*shimProcess, error) {
-	socket := filepath.Join(r.cfg.State, "s", id[:24])
+	socket := r.socket(id)
 	_ = os.Remove(socket) // of an attempt that failed
 	listener, err := net.ListenUnix("unix", &net.UnixAddr{Name: socket, Net: "unix"})
 	if err != nil {
@@ -85,7 +99,6 @@ func (s *shimProcess) reap(ctx context.Context) {
 	stop := context.AfterFunc(ctx, func() { _ = s.process.Kill() })
 	defer stop()
 	_, _ = s.process.Wait()
-	_ = os.Remove(s.socket)
 }
 
 // kill ends a shim whose container was never made.

@@ -116,6 +116,7 @@ func (u *unit) watch() {
 		u.r.cfg.Log.Warn("clear away an ended container", "container", u.id, "error", err)
 	}
 	shim.reap(clear)
+	u.r.dropSocket(u.id)
 }
 
 // awaitExit returns how the container ended; false when ctx ended first.
