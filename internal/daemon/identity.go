@@ -1,0 +1,137 @@
+package daemon
+
+import (
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sync/atomic"
+	"time"
+
+	"github.com/skep-swarm/skep/internal/model"
+	"github.com/skep-swarm/skep/internal/pki"
+)
+
+// identity is what this node is in a swarm, as kept under DATA_ROOT/swarm.
+type identity struct {
+	Cluster string       `json:"cluster"`
+	NodeID  string       `json:"nodeID"`
+	Node    model.NodeID `json:"node"`
+	Manager bool         `json:"manager"`
+	// ListenAddr and AdvertiseAddr are host:port.
+	ListenAddr    string `json:"listenAddr"`
+	AdvertiseAddr string `json:"advertiseAddr"`
+	// RaftKey encrypts the log and its snapshots on disk.
+	RaftKey hexKey `json:"raftKey"`
+
+	creds atomic.Pointer[pki.Credentials]
+}
+
+type hexKey [32]byte
+
+// MarshalText and UnmarshalText keep the key as hex.
+func (k hexKey) MarshalText() ([]byte, error) { return []byte(hex.EncodeToString(k[:])), nil }
+func (k *hexKey) UnmarshalText(b []byte) error {
+	n, err := hex.Decode(k[:], b)
+	if err == nil && n != len(k) {
+		err = fmt.Errorf("a key of %d bytes, want %d", n, len(k))
+	}
+	return err
+}
+
+const (
+	certFile = "swarm-node.crt"
+	keyFile  = "swarm-node.key"
+	rootFile = "swarm-root-ca.crt"
+)
+
+func (c *Config) identityFile() string        { return c.data("swarm", "node.json") }
+func (c *Config) certPath(name string) string { return c.data("swarm", "certificates", name) }
+
+// loadIdentity reads who this node is; nil when it is in no swarm.
+func loadIdentity(cfg *Config) (*identity, error) {
+	data, err := os.ReadFile(cfg.identityFile())
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read the node's identity: %w", err)
+	}
+	id := new(identity)
+	if err := json.Unmarshal(data, id); err != nil {
+		return nil, fmt.Errorf("read the node's identity in %s: %w", cfg.identityFile(), err)
+	}
+	var pem [3][]byte
+	for i, name := range []string{certFile, keyFile, rootFile} {
+		if pem[i], err = os.ReadFile(cfg.certPath(name)); err != nil {
+			return nil, fmt.Errorf("read the node's certificate: %w", err)
+		}
+	}
+	// An expired certificate is read all the same: renewing it is the node's first business.
+	creds, err := pki.NewCredentials(pem[0], pem[1], pem[2], time.Now())
+	if err != nil {
+		return nil, fmt.Errorf("node certificate in %s: %w", filepath.Dir(cfg.certPath(certFile)), err)
+	}
+	id.creds.Store(creds)
+	return id, nil
+}
+
+// save writes the identity; the file that says that there is one comes last.
+func (id *identity) save(cfg *Config, certPEM, keyPEM, rootPEM []byte) error {
+	creds, err := pki.NewCredentials(certPEM, keyPEM, rootPEM, time.Now())
+	if err != nil {
+		return fmt.Errorf("node certificate: %w", err)
+	}
+	for name, data := range map[string][]byte{certFile: certPEM, keyFile: keyPEM, rootFile: rootPEM} {
+		if err := writeFile(cfg.certPath(name), data); err != nil {
+			return err
+		}
+	}
+	id.creds.Store(creds)
+	data, err := json.MarshalIndent(id, "", "  ")
+	if err != nil {
+		return fmt.Errorf("write the node's identity: %w", err)
+	}
+	return writeFile(cfg.identityFile(), data)
+}
+
+// forget removes everything that says that this node is in a swarm.
+func forgetSwarm(cfg *Config) error {
+	return errors.Join(os.RemoveAll(cfg.identityFile()), os.RemoveAll(cfg.data("swarm")), os.RemoveAll(cfg.data("raft")), os.RemoveAll(cfg.data("agent")))
+}
+
+// writeFile replaces a private file at once and for good: after a power loss it holds the old or the
+// new content.
+func writeFile(path string, data []byte) error {
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	tmp, err := os.CreateTemp(filepath.Dir(path), ".new-")
+	if err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	defer os.Remove(tmp.Name())
+	_, err = tmp.Write(data)
+	err = errors.Join(err, tmp.Sync(), tmp.Close())
+	if err == nil {
+		err = os.Rename(tmp.Name(), path)
+	}
+	if err == nil {
+		err = syncDir(filepath.Dir(path))
+	}
+	if err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	return nil
+}
+
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}

@@ -1,0 +1,164 @@
+package manager
+
+import (
+	"container/heap"
+	"maps"
+	"slices"
+
+	"github.com/skep-swarm/skep/internal/model"
+	"github.com/skep-swarm/skep/internal/replica"
+	"github.com/skep-swarm/skep/internal/state"
+)
+
+// dirty is what has to be planned: services that were touched, and services whose time has come.
+type dirty struct {
+	services map[model.ServiceID]struct{}
+	nodes    map[model.NodeID]struct{}
+	// waiting are the services with tasks that found no node: whatever frees capacity or changes
+	// a node makes them dirty.
+	waiting map[model.ServiceID]struct{}
+	timers  timers
+}
+
+func newDirty(s *state.Snapshot) *dirty {
+	d := &dirty{services: map[model.ServiceID]struct{}{}, nodes: map[model.NodeID]struct{}{}, waiting: map[model.ServiceID]struct{}{}, timers: timers{at: map[model.ServiceID]*timer{}}}
+	d.everything(s)
+	return d
+}
+
+// everything marks all services and nodes, those too that are gone but left tasks behind.
+func (d *dirty) everything(s *state.Snapshot) {
+	for v := range s.Services() {
+		d.services[v.ID] = struct{}{}
+	}
+	for id, ok := s.NextServiceWithTasks(1); ok; id, ok = s.NextServiceWithTasks(id + 1) {
+		d.services[id] = struct{}{}
+	}
+	for n := range s.Nodes() {
+		d.nodes[n.ID] = struct{}{}
+	}
+}
+
+// applied marks what one step of the state concerns.
+func (d *dirty) applied(a replica.Applied) {
+	if a.Outcome == nil {
+		d.everything(a.After)
+		return
+	}
+	for _, k := range a.Outcome.Touched {
+		switch k.Kind {
+		case model.KindService:
+			d.services[k.Service()] = struct{}{}
+		case model.KindTask:
+			d.services[model.ServiceID(k.A)] = struct{}{}
+			if freed(a, k.Task()) {
+				d.wakeWaiting()
+			}
+		case model.KindNode:
+			d.node(a, k.Node())
+		case model.KindCluster:
+			d.everything(a.After)
+		}
+	}
+}
+
+// freed reports whether a task gave its place up in this step.
+func freed(a replica.Applied, id model.TaskID) bool {
+	before, after := a.Before.Task(id), a.After.Task(id)
+	return before != nil && before.Node != 0 && !before.State.Terminal() && (after == nil || after.State.Terminal())
+}
+
+func (d *dirty) node(a replica.Applied, id model.NodeID) {
+	d.nodes[id] = struct{}{}
+	d.wakeWaiting()
+	for t := range a.After.TasksOnNode(id) {
+		d.services[t.ID.Service] = struct{}{}
+	}
+	for v := range a.After.Services() {
+		if mode := v.Spec().Mode; mode.Global != nil || mode.GlobalJob != nil {
+			d.services[v.ID] = struct{}{}
+		}
+	}
+}
+
+func (d *dirty) wakeWaiting() { maps.Copy(d.services, d.waiting) }
+
+// take empties the set of services and returns it, due ones included, in order.
+func (d *dirty) take(now model.Time) []model.ServiceID {
+	for {
+		id, ok := d.timers.due(now)
+		if !ok {
+			break
+		}
+		d.services[id] = struct{}{}
+	}
+	out := slices.Sorted(maps.Keys(d.services))
+	clear(d.services)
+	return out
+}
+
+// timers says when each service wants to be planned again.
+type timers struct {
+	at    map[model.ServiceID]*timer
+	queue timerQueue
+}
+
+type timer struct {
+	service model.ServiceID
+	at      model.Time
+	pos     int
+}
+
+// set replaces a service's time; 0 means none.
+func (t *timers) set(id model.ServiceID, at model.Time) {
+	old := t.at[id]
+	switch {
+	case old == nil && at != 0:
+		n := &timer{service: id, at: at}
+		t.at[id] = n
+		heap.Push(&t.queue, n)
+	case old != nil && at == 0:
+		heap.Remove(&t.queue, old.pos)
+		delete(t.at, id)
+	case old != nil:
+		old.at = at
+		heap.Fix(&t.queue, old.pos)
+	}
+}
+
+// next is the earliest time, 0 for none.
+func (t *timers) next() model.Time {
+	if len(t.queue) == 0 {
+		return 0
+	}
+	return t.queue[0].at
+}
+
+// due takes one service out whose time has come.
+func (t *timers) due(now model.Time) (model.ServiceID, bool) {
+	if len(t.queue) == 0 || t.queue[0].at > now {
+		return 0, false
+	}
+	n := heap.Pop(&t.queue).(*timer)
+	delete(t.at, n.service)
+	return n.service, true
+}
+
+type timerQueue []*timer
+
+func (q timerQueue) Len() int           { return len(q) }
+func (q timerQueue) Less(i, j int) bool { return q[i].at < q[j].at }
+func (q timerQueue) Swap(i, j int) {
+	q[i], q[j] = q[j], q[i]
+	q[i].pos, q[j].pos = i, j
+}
+func (q *timerQueue) Push(x any) {
+	n := x.(*timer)
+	n.pos = len(*q)
+	*q = append(*q, n)
+}
+func (q *timerQueue) Pop() any {
+	n := (*q)[len(*q)-1]
+	*q = (*q)[:len(*q)-1]
+	return n
+}

@@ -1,0 +1,132 @@
+package manager
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/skep-swarm/skep/internal/raftlog"
+	"github.com/skep-swarm/skep/internal/replica"
+	"github.com/skep-swarm/skep/internal/state"
+)
+
+// Source is this manager's copy of the state; *replica.Replica is one.
+type Source interface {
+	Snapshot() *state.Snapshot
+	WaitIndex(ctx context.Context, index uint64) (*state.Snapshot, error)
+	Watch() (*state.Snapshot, *replica.Watch)
+}
+
+// Config is what a Manager needs.
+type Config struct {
+	State    Source
+	Proposer *Proposer
+	// Leadership tells when this member begins and ceases to lead.
+	Leadership <-chan raftlog.Leadership
+	// LeasePeriod is how long a node may be silent before it counts as down.
+	LeasePeriod func() time.Duration
+	Log         *slog.Logger
+}
+
+// Manager runs the loop while this member leads.
+type Manager struct {
+	cfg    Config
+	leases chan leaseEvent
+}
+
+// maxLeaseEvents is far more than nodes can come and go while the loop is busy.
+const maxLeaseEvents = 1 << 16
+
+// New makes a Manager. It starts nothing.
+func New(cfg Config) *Manager {
+	return &Manager{cfg: cfg, leases: make(chan leaseEvent, maxLeaseEvents)}
+}
+
+// Run follows leadership until ctx ends; then it returns nil.
+func (m *Manager) Run(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case l := <-m.cfg.Leadership:
+			for l.Leader {
+				next, err := m.term(ctx, l)
+				if err != nil {
+					return err
+				}
+				l = next
+			}
+		}
+	}
+}
+
+// term leads until leadership changes, and returns that change.
+func (m *Manager) term(ctx context.Context, l raftlog.Leadership) (raftlog.Leadership, error) {
+	lead, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	done := make(chan error, 1)
+	go func() { done <- m.lead(lead, l) }()
+	select {
+	case next := <-m.cfg.Leadership:
+		cancel(errLost)
+		<-done
+		return next, nil
+	case err := <-done:
+		if ctx.Err() != nil || err == nil {
+			return raftlog.Leadership{}, nil
+		}
+		return raftlog.Leadership{}, fmt.Errorf("lead the swarm: %w", err)
+	}
+}
+
+var errLost = errors.New("leadership was lost")
+
+// backOff is the pause after a pass whose proposals did not get through: the disk is full, or
+// no majority answers. It doubles up to the second number.
+const (
+	backOff    = 20 * time.Millisecond
+	maxBackOff = 2 * time.Second
+)
+
+// lead runs passes until ctx ends.
+func (m *Manager) lead(ctx context.Context, l raftlog.Leadership) error {
+	if _, err := m.cfg.State.WaitIndex(ctx, l.Index); err != nil {
+		return err
+	}
+	snap, watch := m.cfg.State.Watch()
+	defer watch.Close()
+	t := newTerm(m, snap)
+	pause := time.Duration(0)
+	for {
+		wake := t.sleep(pause)
+		select {
+		case <-ctx.Done():
+			wake.Stop()
+			return nil
+		case <-watch.Ready():
+			for _, a := range watch.Take() {
+				t.dirty.applied(a)
+			}
+			if pause > 0 {
+				// Something moved, but the log refused the last batch: do not spin.
+				<-wake.C
+			}
+		case e := <-m.leases:
+			t.lease(e)
+		case <-wake.C:
+		}
+		wake.Stop()
+		err := t.pass(ctx)
+		switch {
+		case err == nil:
+			pause = 0
+		case ctx.Err() != nil:
+			return nil
+		default:
+			m.cfg.Log.Warn("planning did not get into the log; trying again", "err", err)
+			pause = min(max(2*pause, backOff), maxBackOff)
+		}
+	}
+}
