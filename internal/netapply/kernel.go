@@ -17,6 +17,7 @@ type kernelLink struct {
 	name, kind         string
 	mac                netplan.MAC
 	up, port           bool // port: isolated, not learning, not flooded
+	peerNS             int  // the number of the other end's namespace, or -1
 }
 
 type kernelAddr struct {
@@ -68,7 +69,7 @@ func parseLink(body []byte) kernelLink {
 	if len(body) < 16 {
 		return kernelLink{}
 	}
-	l := kernelLink{index: int(native.Uint32(body[4:])), up: native.Uint32(body[8:])&unix.IFF_UP != 0}
+	l := kernelLink{index: int(native.Uint32(body[4:])), up: native.Uint32(body[8:])&unix.IFF_UP != 0, peerNS: -1}
 	var isolated, learning, flood uint8
 	attrs(body[16:], func(t uint16, v []byte) {
 		switch t {
@@ -78,6 +79,8 @@ func parseLink(body []byte) kernelLink {
 			l.mtu = int(native.Uint32(v))
 		case unix.IFLA_MASTER:
 			l.master = int(native.Uint32(v))
+		case unix.IFLA_LINK_NETNSID:
+			l.peerNS = int(int32(native.Uint32(v)))
 		case unix.IFLA_ADDRESS:
 			copy(l.mac[:], v)
 		case unix.IFLA_LINKINFO:

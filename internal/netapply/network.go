@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	"github.com/skep-swarm/skep/internal/netplan"
 )
@@ -45,6 +46,8 @@ type Network struct {
 	tasks  map[string]*taskState
 	portMu sync.Mutex // orders changes of ports
 	ports  map[netplan.PortKey]netplan.Port
+
+	hostIndex atomic.Int64 // of the host link, for Run
 
 	slots chan struct{} // bounds threads that wait for the kernel's lock
 	wake  chan struct{} // tells Run that namespaces were opened anew
@@ -142,15 +145,7 @@ func (n *Network) pass(ctx context.Context) (int, error) {
 	if err != nil {
 		return total, err
 	}
-	n.mu.Lock()
-	in := netplan.Input{Node: n.node}
-	for _, st := range n.tasks {
-		in.Tasks = append(in.Tasks, st.task)
-	}
-	for _, p := range n.ports {
-		in.Ports = append(in.Ports, p)
-	}
-	n.mu.Unlock()
+	in := n.input()
 	plan, err := netplan.Make(in)
 	if err != nil {
 		return total, fmt.Errorf("gateway network: %w", err)
@@ -171,6 +166,20 @@ func (n *Network) pass(ctx context.Context) (int, error) {
 	return total, nil
 }
 
+// input is everything that is asked for now.
+func (n *Network) input() netplan.Input {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	in := netplan.Input{Node: n.node}
+	for _, st := range n.tasks {
+		in.Tasks = append(in.Tasks, st.task)
+	}
+	for _, p := range n.ports {
+		in.Ports = append(in.Ports, p)
+	}
+	return in
+}
+
 // passBase mends host link and sandbox, without the tasks' ports.
 func (n *Network) passBase(_ context.Context, plan netplan.Plan) (int, error) {
 	total, err := n.gw.sysctls(netplan.GatewaySpace(n.node).Sysctls)
@@ -188,6 +197,11 @@ func (n *Network) passBase(_ context.Context, plan netplan.Plan) (int, error) {
 	if err != nil {
 		return total, err
 	}
+	links, err := n.host.links(n.node.HostLink())
+	if err != nil {
+		return total, err
+	}
+	n.hostIndex.Store(int64(links[n.node.HostLink()].index))
 	names := map[string]bool{}
 	for _, l := range plan.Gateway.Links {
 		names[l.Name] = true
@@ -224,7 +238,7 @@ func (n *Network) passBase(_ context.Context, plan netplan.Plan) (int, error) {
 // isPort tells whether a sandbox interface is a task's bridge port.
 func isPort(name string) bool { return len(name) == 13 && name[0] == 't' }
 
-// passTasks mends the tasks' namespaces, some at a time.
+// passTasks mends all tasks' namespaces.
 func (n *Network) passTasks(ctx context.Context, _ netplan.Plan) (int, error) {
 	n.mu.Lock()
 	list := make([]*taskState, 0, len(n.tasks))
@@ -232,6 +246,11 @@ func (n *Network) passTasks(ctx context.Context, _ netplan.Plan) (int, error) {
 		list = append(list, st)
 	}
 	n.mu.Unlock()
+	return n.mendTasks(ctx, list)
+}
+
+// mendTasks mends tasks' namespaces, some at a time.
+func (n *Network) mendTasks(ctx context.Context, list []*taskState) (int, error) {
 	var mu sync.Mutex
 	var errs []error
 	total := 0
@@ -341,11 +360,16 @@ func (n *Network) openGateway() (int, error) {
 	if n.gwFW, err = openFilter(n.gw.fd); err != nil {
 		return changes, err
 	}
+	n.reopen()
+	return changes, nil
+}
+
+// reopen tells Run to listen in the namespaces as they are now.
+func (n *Network) reopen() {
 	select {
 	case n.wake <- struct{}{}:
 	default:
 	}
-	return changes, nil
 }
 
 func (n *Network) closeGateway() {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 
 	"github.com/google/nftables"
@@ -150,15 +151,24 @@ func (f *filter) readSets(t *netplan.Table, st *tableState) error {
 		keys := map[netplan.PortKey]string{}
 		for _, el := range els {
 			if k, ok := keyFrom(el.Key); ok {
-				keys[k] = ""
-				if el.VerdictData != nil {
-					keys[k] = el.VerdictData.Chain
-				}
+				keys[k] = verdictChain(el.Val)
 			}
 		}
 		st.sets[s.Name], st.ports[s.Name] = s, keys
 	}
 	return nil
+}
+
+// verdictChain is the chain that an element of a verdict map, as it was read,
+// jumps to.
+func verdictChain(val []byte) string {
+	chain := ""
+	attrs(val, func(t uint16, v []byte) {
+		if t == unix.NFTA_VERDICT_CHAIN {
+			chain = strings.TrimRight(string(v), "\x00")
+		}
+	})
+	return chain
 }
 
 func baseOf(c *nftables.Chain) string {
@@ -272,6 +282,10 @@ func (f *filter) diffSets(e *encoder, t *netplan.Table, have tableState) (bool, 
 	if err != nil {
 		return false, nil, err
 	}
+	wanted := map[netplan.PortKey]bool{}
+	for _, k := range t.Ports {
+		wanted[k] = true
+	}
 	changed := false
 	var stale []func()
 	for _, s := range []*nftables.Set{set, pub} {
@@ -289,7 +303,7 @@ func (f *filter) diffSets(e *encoder, t *netplan.Table, have tableState) (bool, 
 		}
 		var gone []netplan.PortKey
 		for k := range have.ports[s.Name] {
-			if !slices.Contains(t.Ports, k) {
+			if !wanted[k] {
 				gone = append(gone, k)
 			}
 		}

@@ -1,0 +1,319 @@
+package netapply
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/skep-swarm/skep/internal/netplan"
+)
+
+// Times of the watch. What was removed is back within settle, or spacing when
+// something was mended just before, and the time that mending takes.
+const (
+	settle   = 30 * time.Millisecond  // after the first change, so that a series is mended once
+	spacing  = 250 * time.Millisecond // between two passes
+	retry    = time.Second            // after a pass that failed, doubled up to slow
+	slow     = 15 * time.Second
+	fullScan = 2 * time.Minute // for what no notification tells, such as sysctls
+)
+
+// dirt is what may be wrong.
+type dirt struct {
+	filters bool         // nftables
+	links   bool         // host link and sandbox
+	mounts  bool         // namespace files
+	tasks   map[int]bool // namespaces of tasks, by the sandbox's number for them
+	all     bool
+}
+
+func (d *dirt) any() bool { return d.filters || d.links || d.mounts || d.all || len(d.tasks) > 0 }
+
+func (d *dirt) merge(o dirt) {
+	d.filters, d.links = d.filters || o.filters, d.links || o.links
+	d.mounts, d.all = d.mounts || o.mounts, d.all || o.all
+	if len(o.tasks) > 0 && d.tasks == nil {
+		d.tasks = map[int]bool{}
+	}
+	maps.Copy(d.tasks, o.tasks)
+}
+
+// A watch collects dirt.
+type watch struct {
+	n    *Network
+	mu   sync.Mutex
+	dirt dirt
+	ring chan struct{}
+	wg   sync.WaitGroup
+	fail chan error
+}
+
+func (w *watch) mark(o dirt) {
+	w.mu.Lock()
+	w.dirt.merge(o)
+	w.mu.Unlock()
+	select {
+	case w.ring <- struct{}{}:
+	default:
+	}
+}
+
+func (w *watch) take() dirt {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	d := w.dirt
+	w.dirt = dirt{}
+	return d
+}
+
+// Run watches the kernel and mends what others take away, until ctx ends. It
+// returns nil then, and an error when it can no longer watch. Before the first
+// Sync it waits for it.
+func (n *Network) Run(ctx context.Context) error {
+	w := &watch{n: n, ring: make(chan struct{}, 1), fail: make(chan error, 8)}
+	defer w.wg.Wait()
+	stop, err := unix.Eventfd(0, unix.EFD_CLOEXEC)
+	if err != nil {
+		return fmt.Errorf("watch the network: %w", err)
+	}
+	defer unix.Close(stop)
+	w.spawn(func() error { return watchMounts(stop, func() { w.mark(dirt{mounts: true}) }) })
+	defer w.wg.Wait()
+	defer func() { _, _ = unix.Write(stop, []byte{1, 0, 0, 0, 0, 0, 0, 0}) }()
+
+	var monitors []*monitor
+	closeAll := func() {
+		for _, m := range monitors {
+			m.close()
+		}
+		monitors = nil
+	}
+	defer closeAll()
+	n.reopen() // a Run before this one may have taken the news
+	full := time.NewTicker(fullScan)
+	defer full.Stop()
+	wait := retry
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case err := <-w.fail:
+			return err
+		case <-n.wake:
+			closeAll()
+			if monitors, err = w.listen(); err != nil {
+				return err
+			}
+			// What happened before we listened was not heard.
+			w.mark(dirt{all: true})
+			continue
+		case <-full.C:
+			w.mark(dirt{all: true})
+			continue
+		case <-w.ring:
+		}
+		if !pause(ctx, settle) {
+			return nil
+		}
+		d := w.take()
+		if !d.any() {
+			continue
+		}
+		changes, err := n.mend(ctx, d)
+		rest := spacing
+		switch {
+		case err != nil && ctx.Err() == nil:
+			w.mark(d)
+			rest, wait = wait, min(2*wait, slow)
+		default:
+			wait = retry
+		}
+		if n.cfg.OnRepair != nil && (changes > 0 || err != nil) && ctx.Err() == nil {
+			n.cfg.OnRepair(fmt.Sprintf("%d changes to the gateway network", changes), err)
+		}
+		if !pause(ctx, rest) {
+			return nil
+		}
+	}
+}
+
+func pause(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+func (w *watch) spawn(f func() error) {
+	w.wg.Go(func() {
+		if err := f(); err != nil {
+			select {
+			case w.fail <- err:
+			default:
+			}
+		}
+	})
+}
+
+// listen opens the monitors of the namespaces as they are now.
+func (w *watch) listen() ([]*monitor, error) {
+	n := w.n
+	n.state.RLock()
+	defer n.state.RUnlock()
+	if n.gw == nil || n.host == nil {
+		return nil, nil
+	}
+	link := n.node.HostLink()
+	var out []*monitor
+	for _, v := range []struct {
+		fd, proto int
+		groups    []int
+		all       bool
+		port      uint32
+		each      func(event)
+	}{
+		{n.host.fd, unix.NETLINK_ROUTE, rtGroups, false, 0, func(e event) {
+			if relevantHost(e, link, int(n.hostIndex.Load())) {
+				w.mark(dirt{links: true})
+			}
+		}},
+		{n.gw.fd, unix.NETLINK_ROUTE, rtGroups, true, 0, func(e event) {
+			switch {
+			case !relevantGateway(e):
+			case e.nsid >= 0:
+				w.mark(dirt{tasks: map[int]bool{e.nsid: true}})
+			default:
+				w.mark(dirt{links: true})
+			}
+		}},
+		{n.host.fd, unix.NETLINK_NETFILTER, []int{groupNFTables}, false, n.hostFW.port, func(e event) {
+			if relevantFilter(e, link) {
+				w.mark(dirt{filters: true})
+			}
+		}},
+		{n.gw.fd, unix.NETLINK_NETFILTER, []int{groupNFTables}, false, n.gwFW.port, func(e event) {
+			if relevantFilter(e, link) {
+				w.mark(dirt{filters: true})
+			}
+		}},
+	} {
+		m, err := openMonitor(v.fd, v.proto, v.groups, v.all, v.port)
+		if err != nil {
+			for _, o := range out {
+				o.close()
+			}
+			return nil, err
+		}
+		out = append(out, m)
+		w.spawn(func() error { return m.run(v.each) })
+	}
+	return out, nil
+}
+
+// mend compares the parts that may be wrong with the plan.
+func (n *Network) mend(ctx context.Context, d dirt) (int, error) {
+	if onlyMounts := d.mounts && !d.all && !d.links && !d.filters && len(d.tasks) == 0; onlyMounts && n.mountsOK() {
+		return 0, nil // as after every container that starts on this host
+	}
+	n.state.Lock()
+	defer n.state.Unlock()
+	if !n.ready {
+		return 0, nil
+	}
+	if d.all {
+		return n.pass(ctx)
+	}
+	total, err := 0, os.MkdirAll(n.cfg.Dir, 0o755)
+	if err != nil {
+		return 0, fmt.Errorf("make namespace folder: %w", err)
+	}
+	if d.mounts || d.links {
+		made, err := n.openGateway()
+		if made > 0 || err != nil {
+			total, err2 := n.pass(ctx)
+			return made + total, errors.Join(err, err2)
+		}
+	}
+	plan, err := netplan.Make(n.input())
+	if err != nil {
+		return 0, fmt.Errorf("gateway network: %w", err)
+	}
+	if d.mounts || d.links || len(d.tasks) > 0 {
+		c, err := n.mendLinks(ctx, plan, d)
+		total += c
+		if err != nil {
+			return total, err
+		}
+	}
+	if d.filters {
+		c, err := n.passFilters(ctx, plan)
+		total += c
+		if err != nil {
+			return total, err
+		}
+	}
+	return total, nil
+}
+
+// mountsOK tells whether every namespace file is in its place.
+func (n *Network) mountsOK() bool {
+	n.state.RLock()
+	defer n.state.RUnlock()
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if !n.ready {
+		return true
+	}
+	for _, st := range n.tasks {
+		if !isNS(n.Path(st.task)) {
+			return false
+		}
+	}
+	return isNS(n.gatewayPath())
+}
+
+// mendLinks mends host link and sandbox, and those tasks that have lost their
+// namespace file or their port, or in whose namespace something was removed.
+func (n *Network) mendLinks(ctx context.Context, plan netplan.Plan, d dirt) (int, error) {
+	total := 0
+	if d.links {
+		c, err := n.passBase(ctx, plan)
+		total += c
+		if err != nil {
+			return total, err
+		}
+	}
+	ports, err := n.gw.links("")
+	if err != nil {
+		return total, err
+	}
+	n.mu.Lock()
+	var broken []*taskState
+	for name, st := range n.tasks {
+		p, ok := ports["t"+name]
+		if !ok || d.tasks[p.peerNS] && p.peerNS >= 0 || d.mounts && !isNS(n.Path(st.task)) {
+			broken = append(broken, st)
+		}
+	}
+	n.mu.Unlock()
+	if len(broken) == 0 && !d.links {
+		return total, nil
+	}
+	c, err := n.mendTasks(ctx, broken)
+	total += c
+	if err != nil {
+		return total, err
+	}
+	c, err = n.passPorts(ctx, plan)
+	return total + c, err
+}
