@@ -1,0 +1,239 @@
+package orchestrate
+
+import (
+	"slices"
+	"time"
+
+	"github.com/moby/moby/api/types/swarm"
+	"github.com/skep-swarm/skep/internal/model"
+)
+
+// maxRecorded bounds the restart times that a task carries; a policy that allows more attempts
+// than this is as good as one without a limit.
+const maxRecorded = 1000
+
+// restartPolicy is a service's policy with Docker's defaults filled in.
+type restartPolicy struct {
+	condition   swarm.RestartPolicyCondition
+	delay       model.Time
+	maxAttempts int // 0 is no limit
+	window      model.Time
+}
+
+func newRestartPolicy(spec *swarm.RestartPolicy) restartPolicy {
+	p := restartPolicy{condition: swarm.RestartPolicyConditionAny, delay: model.Time(defaultRestartDelay)}
+	if spec == nil {
+		return p
+	}
+	if spec.Condition != "" {
+		p.condition = spec.Condition
+	}
+	if spec.Delay != nil {
+		p.delay = model.Time(max(*spec.Delay, 0))
+	}
+	if spec.MaxAttempts != nil {
+		p.maxAttempts = int(min(*spec.MaxAttempts, maxRecorded+1))
+	}
+	if spec.Window != nil {
+		p.window = model.Time(max(*spec.Window, 0))
+	}
+	return p
+}
+
+// again reports whether a task that ended, or has to leave its node, gets a successor.
+func (r restartPolicy) again(t *model.Task) bool {
+	switch r.condition {
+	case swarm.RestartPolicyConditionNone:
+		return false
+	case swarm.RestartPolicyConditionOnFailure:
+		if t.State == model.StateComplete {
+			return false
+		}
+	}
+	if r.maxAttempts == 0 {
+		return true
+	}
+	counted := len(t.Restarts)
+	if r.window > 0 {
+		// The window looks back from when the task ended, so the answer does not change as time
+		// passes.
+		counted = 0
+		for _, at := range t.Restarts {
+			if at > t.StatusAt-r.window && at < t.StatusAt {
+				counted++
+			}
+		}
+	}
+	return counted < r.maxAttempts
+}
+
+// record is the restart times that t's successor of the given template inherits. Failures of an old
+// template do not count against a new one.
+func (r restartPolicy) record(t *model.Task, template model.TemplateID, now model.Time) []model.Time {
+	if r.maxAttempts == 0 {
+		return nil
+	}
+	var times []model.Time
+	if t.Template == template {
+		times = slices.Clone(t.Restarts)
+	}
+	if r.window > 0 {
+		times = slices.DeleteFunc(times, func(at model.Time) bool { return at <= now-r.window })
+	}
+	times = append(times, now)
+	return times[max(0, len(times)-maxRecorded):]
+}
+
+// heal deals with a slot's live tasks that ended or lost their node, lets held ones go, and
+// ends the double life of a slot whose new task runs.
+func (p *planner) heal(s *slot) {
+	var bad, good []*model.Task
+	for _, t := range s.live {
+		if t.State.Terminal() || t.Node != 0 && p.node(t.Node).lost(p.svc) {
+			bad = append(bad, t)
+		} else {
+			good = append(good, t)
+		}
+	}
+	if len(bad) > 0 && p.replace(s, bad, good) {
+		s.busy = true
+		return
+	}
+	if p.handOver(s, good) {
+		s.busy = true
+		return
+	}
+	for _, t := range good {
+		p.release(s, t)
+	}
+}
+
+// replace stops bad tasks and, when the slot needs it and the policy agrees, makes one successor.
+func (p *planner) replace(s *slot, bad, good []*model.Task) bool {
+	last := bad[len(bad)-1]
+	if last.State.Terminal() && last.Desired < model.StateRunning && p.now < last.StartAt {
+		// It failed while it was still held back: its own delay comes first, or an image that does
+		// not exist would be tried in a tight loop.
+		p.wake(last.StartAt)
+		return false
+	}
+	var changes []model.Change
+	for _, t := range bad {
+		changes = append(changes, desire(t, model.StateShutdown))
+	}
+	if p.needsSuccessor(s, last, good) {
+		t := p.newTask(s, model.StateReady, p.restartAt(last))
+		t.Restarts = p.policy.record(last, p.svc.Template, p.now)
+		changes = append(changes, put(t))
+	}
+	p.out.add(changes...)
+	for _, t := range bad {
+		if t.Node != 0 && !t.State.Terminal() {
+			p.out.because(p.node(t.Node).node)
+		}
+	}
+	return true
+}
+
+func (p *planner) needsSuccessor(s *slot, last *model.Task, good []*model.Task) bool {
+	for _, t := range good {
+		if !p.dirty(t) || p.dirty(last) {
+			return false // another one holds the slot
+		}
+	}
+	if s.node != 0 {
+		// A global task belongs to its node. When the node is back, it gets a new one.
+		if v := p.node(s.node); v.lost(p.svc) || v.drained {
+			return false
+		}
+	}
+	return p.policy.again(last)
+}
+
+// restartAt is when the successor may start: after the delay, counted from the failure; at once
+// when the task was moved by a drain or a changed node.
+func (p *planner) restartAt(t *model.Task) model.Time {
+	if t.Node != 0 {
+		v := p.node(t.Node)
+		if v.node != nil && v.drained {
+			return 0
+		}
+		if !t.State.Terminal() {
+			if v.node != nil && !v.down {
+				return 0
+			}
+			return p.now + p.policy.delay
+		}
+	}
+	return t.StatusAt + p.policy.delay
+}
+
+// handOver stops the other live tasks of a slot when the one of the current template runs. With
+// stop-first they are stopped in any case.
+func (p *planner) handOver(s *slot, good []*model.Task) bool {
+	if len(good) < 2 {
+		return false
+	}
+	var heir *model.Task
+	for _, t := range good {
+		if p.dirty(t) {
+			continue
+		}
+		if heir == nil || heir.State != model.StateRunning && (t.State == model.StateRunning || t.State > heir.State) {
+			heir = t
+		}
+	}
+	if heir == nil || heir.State != model.StateRunning && p.config().order == swarm.UpdateOrderStartFirst {
+		return false
+	}
+	var changes []model.Change
+	for _, t := range good {
+		if t != heir {
+			changes = append(changes, desire(t, model.StateShutdown))
+		}
+	}
+	p.out.add(changes...)
+	p.out.while(heir)
+	return true
+}
+
+// release lets a held task run when its delay is over and its predecessor has stopped.
+func (p *planner) release(s *slot, t *model.Task) {
+	if t.Desired >= model.StateRunning {
+		return
+	}
+	if p.now < t.StartAt {
+		p.wake(t.StartAt)
+		return
+	}
+	if p.stopping(s, t.ID.Num) {
+		if until := max(t.CreatedAt+p.stopLimit(s), t.StartAt); p.now < until {
+			p.wake(until)
+			return
+		}
+	}
+	p.out.add(desire(t, model.StateRunning))
+	s.busy = true
+}
+
+// stopLimit is how long to wait for the slot's stopping tasks.
+func (p *planner) stopLimit(s *slot) model.Time {
+	limit := stopTimeout
+	for _, t := range s.tasks {
+		if t.Desired <= model.StateRunning || t.State.Terminal() {
+			continue
+		}
+		tpl := p.snap.Template(t.Template)
+		if tpl == nil || tpl.Task.Typed.ContainerSpec == nil || tpl.Task.Typed.ContainerSpec.StopGracePeriod == nil {
+			continue
+		}
+		// Killing and reporting take a moment of their own.
+		limit = max(limit, model.Time(*tpl.Task.Typed.ContainerSpec.StopGracePeriod+10*time.Second))
+	}
+	return limit
+}
+
+// dirty reports whether the rollout has to replace a task.
+func (p *planner) dirty(t *model.Task) bool {
+	return t.Template != p.svc.Template || len(p.constraints) > 0 && t.Node != 0 && p.node(t.Node).misplaced(p.svc)
+}

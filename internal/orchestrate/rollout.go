@@ -1,0 +1,256 @@
+package orchestrate
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+
+	"github.com/moby/moby/api/types/swarm"
+	"github.com/skep-swarm/skep/internal/model"
+)
+
+// config is how a rollout goes, with Docker's defaults filled in.
+type config struct {
+	parallelism int // 0 is all
+	delay       model.Time
+	monitor     model.Time
+	action      swarm.FailureAction
+	ratio       float32
+	order       swarm.UpdateOrder
+}
+
+// config is that of the rollback while there is one.
+func (p *planner) config() config {
+	spec := p.svc.Spec().UpdateConfig
+	if rollingBack(p.svc.Update) {
+		spec = p.svc.Spec().RollbackConfig
+	}
+	c := config{parallelism: 1, monitor: model.Time(defaultMonitor), action: swarm.UpdateFailureActionPause, order: swarm.UpdateOrderStopFirst}
+	if spec == nil {
+		return c
+	}
+	c.parallelism = int(min(spec.Parallelism, maxSlots))
+	c.delay, c.ratio = model.Time(max(spec.Delay, 0)), spec.MaxFailureRatio
+	if spec.Monitor > 0 {
+		c.monitor = model.Time(spec.Monitor)
+	}
+	c.action = cmp.Or(spec.FailureAction, c.action)
+	c.order = cmp.Or(spec.Order, c.order)
+	return c
+}
+
+func rollingBack(u *model.UpdateStatus) bool {
+	return u != nil && u.State == swarm.UpdateStateRollbackStarted
+}
+
+func inProgress(u *model.UpdateStatus) bool {
+	return u != nil && (u.State == swarm.UpdateStateUpdating || u.State == swarm.UpdateStateRollbackStarted)
+}
+
+func paused(u *model.UpdateStatus) bool {
+	return u != nil && (u.State == swarm.UpdateStatePaused || u.State == swarm.UpdateStateRollbackPaused)
+}
+
+// rollout is where the replacement of a service's tasks stands, read from the tasks themselves.
+type rollout struct {
+	p        *planner
+	config   config
+	steps    map[*slot]*model.Task // the task that the rollout put into a slot
+	dirty    []*slot               // still to do
+	flying   int                   // slots whose new task has not come up yet
+	resting  int                   // slots whose new task is up, within the delay
+	failed   []*model.Task         // new tasks that ended within the monitor window
+	rested   model.Time            // when the first of the resting has rested
+	lastDone model.Time            // when the last new task came up, or failed to
+}
+
+// rollout takes stock. Only a rollout in progress has steps.
+func (p *planner) rollout(slots []*slot) *rollout {
+	r := &rollout{p: p, config: p.config()}
+	if inProgress(p.svc.Update) {
+		r.steps = map[*slot]*model.Task{}
+	}
+	for _, s := range slots {
+		if p.slotDirty(s) && !(s.node != 0 && p.node(s.node).paused) {
+			r.dirty = append(r.dirty, s)
+		}
+		if r.steps == nil {
+			continue
+		}
+		if t := p.step(s); t != nil {
+			r.steps[s] = t
+			r.judge(t)
+		}
+	}
+	return r
+}
+
+// slotDirty reports whether a slot has no live task as the spec wants it. Slots that are finished
+// take part in an update but not in a rollback, which must not wake what had ended.
+func (p *planner) slotDirty(s *slot) bool {
+	if len(s.live) == 0 {
+		fresh := p.svc.Update == nil || p.svc.Update.State == swarm.UpdateStateUpdating
+		return s.finished && fresh && s.newest.Template != p.svc.Template
+	}
+	return !slices.ContainsFunc(s.live, func(t *model.Task) bool { return !p.dirty(t) })
+}
+
+// step is the task by which the rollout in progress replaced what was in the slot: the first of the
+// template in force since the rollout began, if there was one before it.
+func (p *planner) step(s *slot) *model.Task {
+	before := false
+	for _, t := range s.tasks {
+		if t.Template == p.svc.Template && t.CreatedAt >= p.svc.Update.StartedAt {
+			if before {
+				return t
+			}
+			return nil
+		}
+		before = before || t.Desired < model.StateRemove
+	}
+	return nil
+}
+
+// judge counts a step by how its task fared.
+func (r *rollout) judge(t *model.Task) {
+	done := t.RunningSince
+	if done == 0 && t.State.Terminal() {
+		done = t.StatusAt
+	}
+	if done == 0 {
+		r.flying++
+		return
+	}
+	r.lastDone = max(r.lastDone, done)
+	if r.config.delay > 0 && r.p.now < done+r.config.delay {
+		r.resting++
+		if until := done + r.config.delay; r.rested == 0 || until < r.rested {
+			r.rested = until
+		}
+	}
+	switch t.State {
+	case model.StateComplete, model.StateFailed, model.StateRejected:
+		if t.RunningSince == 0 || t.StatusAt-t.RunningSince <= r.config.monitor {
+			r.failed = append(r.failed, t)
+		}
+	}
+}
+
+// plan takes the rollout's next step: begin, react to failures, replace some more, or end.
+func (r *rollout) plan() {
+	p, u := r.p, r.p.svc.Update
+	switch {
+	case paused(u):
+	case !inProgress(u):
+		if len(r.dirty) > 0 {
+			// StartedAt is not after the creation of the tasks that the same pass makes.
+			r.set(model.UpdateStatus{State: swarm.UpdateStateUpdating, StartedAt: p.snap.Time(), Message: updateInProgress})
+		}
+	case r.tooManyFailures():
+		r.react()
+	case len(r.dirty) > 0:
+		r.replaceSome()
+	case r.flying == 0:
+		r.finish()
+	}
+}
+
+// tooManyFailures compares the failures with the number of slots that the rollout is about.
+func (r *rollout) tooManyFailures() bool {
+	if r.config.action == swarm.UpdateFailureActionContinue || len(r.failed) == 0 {
+		return false
+	}
+	total := len(r.steps) + len(r.dirty)
+	return float32(len(r.failed))/float32(total) > r.config.ratio
+}
+
+// react pauses the rollout, or turns it back.
+func (r *rollout) react() {
+	p := r.p
+	culprit := slices.MaxFunc(r.failed, func(a, b *model.Task) int {
+		return cmp.Or(cmp.Compare(a.StatusAt, b.StatusAt), cmp.Compare(a.ID.Num, b.ID.Num))
+	})
+	id := fmt.Sprint(culprit.ID.Num)
+	if c := p.snap.Cluster(); c != nil {
+		id = c.Namer().TaskID(culprit.ID)
+	}
+	u := *p.svc.Update
+	if rollingBack(&u) {
+		u.State = swarm.UpdateStateRollbackPaused
+		u.Message = "rollback paused due to failure or early termination of task " + id
+		r.set(u)
+		return
+	}
+	if r.config.action == swarm.UpdateFailureActionRollback {
+		if rev := Rollback(p.svc, "update rolled back due to failure or early termination of task "+id, p.snap.Time()); rev != nil {
+			p.out.add(model.Change{NewRevision: rev})
+			return
+		}
+	}
+	u.State = swarm.UpdateStatePaused
+	u.Message = "update paused due to failure or early termination of task " + id
+	r.set(u)
+}
+
+// replaceSome replaces the tasks of as many slots as may be under way at once, those that do not
+// run first: they cost nothing.
+func (r *rollout) replaceSome() {
+	free := len(r.dirty)
+	if r.config.parallelism > 0 {
+		free = r.config.parallelism - r.flying - r.resting
+	}
+	if free <= 0 {
+		if r.rested != 0 {
+			r.p.wake(r.rested)
+		}
+		return
+	}
+	slices.SortStableFunc(r.dirty, func(a, b *slot) int { return cmp.Compare(idle(a), idle(b)) })
+	for _, s := range r.dirty[:min(free, len(r.dirty))] {
+		r.replace(s)
+	}
+	u := *r.p.svc.Update
+	u.LastStep = r.p.now
+	r.set(u)
+}
+
+func idle(s *slot) int {
+	if s.running() {
+		return 1
+	}
+	return 0
+}
+
+func (r *rollout) replace(s *slot) {
+	p := r.p
+	s.busy = true
+	if r.config.order == swarm.UpdateOrderStartFirst {
+		p.out.add(put(p.newTask(s, model.StateRunning, 0)))
+		return
+	}
+	changes := make([]model.Change, 0, 2)
+	for _, t := range s.live {
+		changes = append(changes, desire(t, model.StateShutdown))
+	}
+	p.out.add(append(changes, put(p.newTask(s, model.StateReady, 0)))...)
+}
+
+// finish ends the rollout when the last new task has stood its time.
+func (r *rollout) finish() {
+	p := r.p
+	if until := r.lastDone + r.config.monitor; r.lastDone > 0 && p.now < until {
+		p.wake(until)
+		return
+	}
+	u := *p.svc.Update
+	u.CompletedAt = p.now
+	u.State, u.Message = swarm.UpdateStateCompleted, "update completed"
+	if rollingBack(p.svc.Update) {
+		u.State, u.Message = swarm.UpdateStateRollbackCompleted, "rollback completed"
+	}
+	r.set(u)
+}
+
+func (r *rollout) set(u model.UpdateStatus) {
+	r.p.out.add(model.Change{SetUpdate: &model.UpdateSet{Service: r.p.id, Update: &u}})
+}
