@@ -20,7 +20,7 @@ import (
 const (
 	playKeeper = "play-keeper"
 	playWriter = "play-writer"
-	playHolder = "play-holder"
+	playDaemon = "play-daemon"
 )
 
 func TestMain(m *testing.M) {
@@ -30,6 +30,8 @@ func TestMain(m *testing.M) {
 			os.Exit(Main(os.Args[2:]))
 		case playWriter:
 			os.Exit(writerMain(os.Args[2:]))
+		case playDaemon:
+			os.Exit(daemonMain(os.Args[2:]))
 		}
 	}
 	goleak.VerifyTestMain(m)

@@ -78,13 +78,22 @@ func (p *pump) wait() {
 
 func (p *pump) run() {
 	defer close(p.done)
+	dropping := p.retry() // an earlier keeper may have left a note to write
 	for armed := false; ; {
+		if dropping {
+			p.file.SetReadDeadline(time.Now().Add(dropRetry))
+		} else if armed {
+			p.file.SetReadDeadline(time.Time{})
+		}
+		armed = dropping
 		// halt sets its flag before the deadline, so looking at the flag
 		// after setting one cannot miss it.
 		if p.stopping.Load() {
 			return
 		}
-		n, dropping, err := p.pass()
+		var n int
+		var err error
+		n, dropping, err = p.pass()
 		if errors.Is(err, os.ErrDeadlineExceeded) && !p.stopping.Load() {
 			dropping = p.retry()
 		} else if err != nil {
@@ -92,12 +101,6 @@ func (p *pump) run() {
 		} else if n < little {
 			time.Sleep(lull)
 		}
-		if dropping {
-			p.file.SetReadDeadline(time.Now().Add(dropRetry))
-		} else if armed {
-			p.file.SetReadDeadline(time.Time{})
-		}
-		armed = dropping
 	}
 }
 
