@@ -184,8 +184,8 @@ func cgroupMounts() ([]string, error) {
 }
 
 // Shutdown ends the keeper: logs are closed with all that was written, ports
-// are let go. When none runs there is nothing to do. It returns when the
-// keeper serves no more; connections from [::1] may go on for a while.
+// are let go, connections from [::1] are reset. When none runs there is
+// nothing to do. It returns when the keeper has let go of everything.
 func (c *Client) Shutdown(ctx context.Context) error {
 	select {
 	case c.ensures <- struct{}{}:

@@ -164,6 +164,58 @@ func TestPortsOutliveEverything(t *testing.T) {
 	}
 }
 
+// TestConnectionOutlivesUpgrade has a connection from [::1] go on while the
+// keeper that carries it is replaced.
+func TestConnectionOutlivesUpgrade(t *testing.T) {
+	if !inNamespaces(t) {
+		return
+	}
+	cmd := exec.Command("sh", "-c", "ip link set lo up && nft -f -")
+	cmd.Stdin = strings.NewReader("table ip test { chain out { type nat hook output priority -100; tcp dport 8080 redirect to :9090; } }")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Skipf("needs ip and nft: %v: %s", err, out)
+	}
+	l, err := net.Listen("tcp4", "127.0.0.1:9090")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	c, ctx := newClient(t, "", "1"), context.Background()
+	if errs, err := c.Hold(ctx, []ports.Port{{Proto: "tcp", Port: 8080}}); err != nil || errs[0] != nil {
+		t.Fatal(errs, err)
+	}
+	client, err := net.Dial("tcp6", "[::1]:8080")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	server, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer server.Close()
+	old := pid(t, c)
+	for i, text := range []string{"before", "after"} {
+		buf := make([]byte, 10)
+		fmt.Fprint(client, text)
+		n, err := server.Read(buf)
+		if err != nil || string(buf[:n]) != text {
+			t.Fatalf("%q, %v", buf[:n], err)
+		}
+		if i == 0 {
+			if err := newClientIn(t, c, "2").Ensure(ctx); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	client.Close()
+	server.Close()
+	eventually(t, "the old process's end", func() bool {
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", old))
+		return err != nil || bytes.Contains(b, []byte(") Z "))
+	})
+}
+
 // TestFailedUpgrade breaks handoffs off at every message.
 func TestFailedUpgrade(t *testing.T) {
 	c, ctx := newClient(t, "", "1"), context.Background()

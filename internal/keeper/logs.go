@@ -106,6 +106,12 @@ func (t *logTable) open(cfg logConfig) (Files, error) {
 		fifos = append(fifos, f)
 	}
 	l, err := t.make(cfg, fifos, item{})
+	if err == nil && t.running {
+		// Before the container starts is the time to say so. A log that was
+		// open before (in load) goes on regardless: its container must not
+		// block, and the writer tries again by itself.
+		err = l.writer.Open()
+	}
 	if err != nil {
 		closeFiles(fifos)
 		return Files{}, err
@@ -128,14 +134,10 @@ func (t *logTable) make(cfg logConfig, fifos []*os.File, it item) (*taskLog, err
 	l := &taskLog{cfg: cfg}
 	l.writer = jsonlog.NewWriter(jsonlog.Path(cfg.Dir, cfg.ID),
 		jsonlog.Config{MaxSize: cfg.MaxSize, MaxFiles: cfg.MaxFiles, Attrs: cfg.Attrs}, &t.shared)
-	if err := l.writer.Open(); err != nil {
-		return nil, err
-	}
 	l.writer.AddDropped(it.Dropped)
 	for i, f := range fifos {
 		raw, err := f.SyscallConn()
 		if err != nil {
-			l.writer.Close(time.Now())
 			return nil, fmt.Errorf("reading a FIFO: %w", err)
 		}
 		p := &pump{log: l, table: t, stream: cfg.streams()[i], file: f, raw: raw}

@@ -21,7 +21,7 @@ const (
 	// requestTime bounds reading a request and writing its answer.
 	requestTime = 10 * time.Second
 	// lingerTime is how long connections that are carried for held ports
-	// may go on in a process that has been replaced or told to end.
+	// may go on in a process that has been replaced.
 	lingerTime = 10 * time.Minute
 )
 
@@ -117,8 +117,8 @@ func (s *server) finish() {
 	s.lock.Close()
 	ctx, cancel := context.WithTimeout(context.Background(), lingerTime)
 	defer cancel()
-	if s.keep.Load() {
-		cancel() // a signal: the host goes down, or somebody is in a hurry
+	if !s.gone {
+		cancel() // the ports' time is over, or the host's
 	}
 	s.holder.Close(ctx)
 }
