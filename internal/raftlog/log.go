@@ -32,7 +32,7 @@ type Log struct {
 	stopped sync.Once
 
 	slots   chan struct{} // one for each proposal that waits for its outcome
-	futures sync.WaitGroup
+	futures tracker
 	reads   chan chan readResult
 	notify  chan bool // raft → watchLeadership
 	lead    leading
@@ -260,17 +260,12 @@ func (l *Log) shutdown(r *raft.Raft, closeTransport func() error) error {
 
 // future waits for one of raft's futures on a goroutine that shutdown waits for.
 func (l *Log) future(start func() raft.Future, done func(error)) {
-	l.futures.Go(func() { done(start().Error()) })
+	l.futures.run(func() { done(start().Error()) })
 }
 
 func (l *Log) waitFutures(limit time.Duration) {
-	done := make(chan struct{})
-	go func() {
-		l.futures.Wait()
-		close(done)
-	}()
 	select {
-	case <-done:
+	case <-l.futures.idle():
 	case <-time.After(limit):
 	}
 }

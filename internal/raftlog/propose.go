@@ -56,7 +56,7 @@ func (l *Log) handOver(ctx context.Context, r *raft.Raft, data []byte) <-chan ou
 		timeout = max(time.Until(deadline), time.Millisecond)
 	}
 	done := make(chan outcome, 1)
-	l.futures.Go(func() {
+	l.futures.run(func() {
 		defer func() { <-l.slots }()
 		f := r.Apply(data, timeout)
 		if err := f.Error(); err != nil {
