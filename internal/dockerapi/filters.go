@@ -1,0 +1,90 @@
+package dockerapi
+
+import (
+	"encoding/json"
+	"slices"
+	"strings"
+
+	"github.com/skep-swarm/skep/internal/model"
+)
+
+// filters are a client's: a key with the values of which one must match.
+type filters map[string][]string
+
+// readFilters reads the query's filters in both of Docker's forms and refuses unknown keys.
+func readFilters(r *request, known ...string) (filters, error) {
+	text := r.query("filters")
+	if text == "" {
+		return nil, nil
+	}
+	f := filters{}
+	var now map[string]map[string]bool
+	if err := json.Unmarshal([]byte(text), &now); err == nil {
+		for key, values := range now {
+			f[key] = []string{}
+			for v, on := range values {
+				if on {
+					f[key] = append(f[key], v)
+				}
+			}
+			slices.Sort(f[key])
+		}
+	} else {
+		var old map[string][]string
+		if err := json.Unmarshal([]byte(text), &old); err != nil {
+			return nil, model.Invalidf("invalid filter")
+		}
+		f = old
+	}
+	for key := range f {
+		if !slices.Contains(known, key) {
+			return nil, model.Invalidf("invalid filter '%s'", key)
+		}
+	}
+	return f, nil
+}
+
+// has reports whether the client asked for the key at all.
+func (f filters) has(key string) bool { return len(f[key]) > 0 }
+
+// exact is true when the key is not asked for, or one of its values is the value.
+func (f filters) exact(key, value string) bool {
+	return !f.has(key) || slices.Contains(f[key], value)
+}
+
+// prefix is true when the key is not asked for, or one of its values begins the value.
+func (f filters) prefix(key, value string) bool {
+	return !f.has(key) || slices.ContainsFunc(f[key], func(p string) bool { return strings.HasPrefix(value, p) })
+}
+
+// contains is true when the key is not asked for, or one of its values is within the value.
+func (f filters) contains(key, value string) bool {
+	return !f.has(key) || slices.ContainsFunc(f[key], func(p string) bool { return strings.Contains(value, p) })
+}
+
+// labels is true when every label asked for (key, or key=value) is there.
+func (f filters) labels(key string, labels map[string]string) bool {
+	for _, want := range f[key] {
+		k, v, withValue := strings.Cut(want, "=")
+		have, ok := labels[k]
+		if !ok || withValue && have != v {
+			return false
+		}
+	}
+	return true
+}
+
+// flag reads a boolean filter (dangling=true).
+func (f filters) flag(key string) (value, asked bool, err error) {
+	if !f.has(key) {
+		return false, false, nil
+	}
+	switch v := strings.ToLower(f[key][0]); v {
+	case "1", "true", "t":
+		return true, true, nil
+	case "0", "false", "f":
+		return false, true, nil
+	default:
+		return false, true, model.Invalidf("invalid filter '%s=%s'", key, v)
+	}
+}

@@ -1,0 +1,205 @@
+package dockerapi
+
+import (
+	"fmt"
+	"net/http"
+	"runtime"
+	"time"
+
+	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/image"
+	"github.com/moby/moby/api/types/registry"
+	"github.com/moby/moby/api/types/swarm"
+	"github.com/moby/moby/api/types/system"
+	"github.com/moby/moby/api/types/volume"
+)
+
+func (s *Server) ping(r *request) error {
+	h := r.w.Header()
+	h.Set("Cache-Control", "no-cache, no-store, must-revalidate")
+	h.Set("Pragma", "no-cache")
+	h.Set("Builder-Version", "1") // there is no BuildKit here
+	h.Set("Swarm", swarmHeader(s.backend.Local()))
+	h.Set("Content-Type", "text/plain; charset=utf-8")
+	if r.Method == http.MethodHead {
+		h.Set("Content-Length", "0")
+		return nil
+	}
+	_, err := r.w.Write([]byte("OK"))
+	return err
+}
+
+func swarmHeader(l Local) string {
+	switch {
+	case l.State != swarm.LocalNodeStateActive:
+		return string(l.State)
+	case l.Manager:
+		return "active/manager"
+	}
+	return "active/worker"
+}
+
+func (s *Server) getVersion(r *request) error {
+	host, err := s.backend.SystemInfo(r.ctx())
+	if err != nil {
+		return fmt.Errorf("describe this host: %w", err)
+	}
+	details := map[string]string{
+		"ApiVersion": MaxAPIVersion, "MinAPIVersion": MinAPIVersion, "Arch": runtime.GOARCH, "Os": runtime.GOOS, "GoVersion": runtime.Version(),
+		"GitCommit": s.version.GitCommit, "BuildTime": s.version.BuildTime, "KernelVersion": host.KernelVersion, "Experimental": "false",
+	}
+	out := system.VersionResponse{
+		Platform: system.PlatformInfo{Name: "skep " + s.version.Version}, Version: s.version.engine(),
+		APIVersion: MaxAPIVersion, MinAPIVersion: MinAPIVersion, Os: runtime.GOOS, Arch: runtime.GOARCH,
+		Components: []system.ComponentVersion{{Name: "Engine", Version: s.version.engine(), Details: details}},
+		GitCommit:  s.version.GitCommit, GoVersion: runtime.Version(), KernelVersion: host.KernelVersion, BuildTime: s.version.BuildTime,
+	}
+	for _, c := range []system.ComponentVersion{{Name: "containerd", Version: host.ContainerdVersion}, {Name: "runc", Version: host.RuncVersion}} {
+		if c.Version != "" {
+			c.Details = map[string]string{"GitCommit": ""}
+			out.Components = append(out.Components, c)
+		}
+	}
+	return writeJSON(r, http.StatusOK, out)
+}
+
+func (s *Server) getInfo(r *request) error {
+	h, err := s.backend.SystemInfo(r.ctx())
+	if err != nil {
+		return fmt.Errorf("describe this host: %w", err)
+	}
+	out := system.Info{
+		ID: h.ID, Name: h.Name, Containers: h.ContainersRunning + h.ContainersStopped, ContainersRunning: h.ContainersRunning,
+		ContainersStopped: h.ContainersStopped, Images: h.Images, Driver: h.Driver, DriverStatus: h.DriverStatus,
+		Plugins:     system.PluginsInfo{Volume: []string{"local"}, Network: []string{"bridge", "host", "null", "overlay"}, Log: []string{"json-file"}},
+		MemoryLimit: h.MemoryLimit, SwapLimit: h.SwapLimit, CPUCfsPeriod: h.CPUCfs, CPUCfsQuota: h.CPUCfs, CPUShares: h.CPUCfs, CPUSet: h.CPUSet,
+		PidsLimit: h.PidsLimit, IPv4Forwarding: h.IPv4Forwarding, OomKillDisable: false, Debug: h.Debug,
+		NGoroutines: runtime.NumGoroutine(), SystemTime: s.now().UTC().Format(time.RFC3339Nano), NEventsListener: s.events.listeners(),
+		LoggingDriver: "json-file", CgroupDriver: h.CgroupDriver, CgroupVersion: h.CgroupVersion, KernelVersion: h.KernelVersion,
+		OperatingSystem: h.OperatingSystem, OSVersion: h.OSVersion, OSType: h.OSType, Architecture: h.Architecture,
+		IndexServerAddress: "https://index.docker.io/v1/", RegistryConfig: registryConfig(h), NCPU: h.NCPU, MemTotal: h.MemTotal,
+		DockerRootDir: h.DataRoot, HTTPProxy: h.HTTPProxy, HTTPSProxy: h.HTTPSProxy, NoProxy: h.NoProxy, Labels: h.Labels,
+		ServerVersion: s.version.engine(), Runtimes: map[string]system.RuntimeWithStatus{"runc": {Runtime: system.Runtime{Path: "runc"}}},
+		DefaultRuntime: "runc", LiveRestoreEnabled: true, ContainerdCommit: system.Commit{ID: h.ContainerdVersion},
+		RuncCommit: system.Commit{ID: h.RuncVersion}, SecurityOptions: h.SecurityOptions, Warnings: h.Warnings,
+		GenericResources: nil, CDISpecDirs: []string{},
+	}
+	if out.OSType == "" {
+		out.OSType = runtime.GOOS
+	}
+	if out.Labels == nil {
+		out.Labels = []string{}
+	}
+	out.Swarm = s.swarmInfo(r)
+	return writeJSON(r, http.StatusOK, out)
+}
+
+func registryConfig(h SystemInfo) *registry.ServiceConfig {
+	c := &registry.ServiceConfig{Mirrors: h.RegistryMirrors, IndexConfigs: map[string]*registry.IndexInfo{
+		"docker.io": {Name: "docker.io", Mirrors: h.RegistryMirrors, Secure: true, Official: true},
+	}}
+	for _, name := range h.InsecureRegistries {
+		c.IndexConfigs[name] = &registry.IndexInfo{Name: name, Mirrors: []string{}}
+	}
+	return c
+}
+
+// swarmInfo is the swarm's part of /info. What goes wrong is in its Error: /info always answers.
+func (s *Server) swarmInfo(r *request) swarm.Info {
+	l := s.backend.Local()
+	out := swarm.Info{NodeID: l.NodeID, NodeAddr: l.Addr, LocalNodeState: l.State, Error: l.Error, RemoteManagers: l.RemoteManagers}
+	if l.State != swarm.LocalNodeStateActive || !l.Manager {
+		return out
+	}
+	snap, err := s.state(r.ctx())
+	if err != nil {
+		out.Error = err.Error()
+		return out
+	}
+	out.ControlAvailable = true
+	info, err := clusterInfo(snap.Cluster())
+	if err != nil {
+		out.Error = err.Error()
+		return out
+	}
+	out.Cluster = &info
+	for n := range snap.Nodes() {
+		out.Nodes++
+		if n.Spec.Role == swarm.NodeRoleManager {
+			out.Managers++
+		}
+	}
+	return out
+}
+
+// diskUsage has the shape of API versions before 1.52.
+type diskUsage struct {
+	LayersSize  int64
+	Images      []image.Summary
+	Containers  []container.Summary
+	Volumes     []volume.Volume
+	BuildCache  []struct{}
+	BuilderSize int64
+}
+
+func (s *Server) getDiskUsage(r *request) error {
+	out := diskUsage{Images: []image.Summary{}, Containers: []container.Summary{}, Volumes: []volume.Volume{}, BuildCache: []struct{}{}}
+	images, err := s.backend.ListImages(r.ctx())
+	if err != nil {
+		return fmt.Errorf("list images: %w", err)
+	}
+	containers, err := s.backend.ListContainers(r.ctx())
+	if err != nil {
+		return fmt.Errorf("list containers: %w", err)
+	}
+	volumes, err := s.volumes(r.ctx())
+	if err != nil {
+		return err
+	}
+	for i := range images {
+		out.LayersSize += images[i].Size
+		out.Images = append(out.Images, imageSummary(&images[i], containers))
+	}
+	for i := range containers {
+		out.Containers = append(out.Containers, s.containerSummary(&containers[i]))
+	}
+	for _, v := range volumes {
+		if v.UsageData == nil {
+			v.UsageData = &volume.UsageData{RefCount: -1, Size: -1} // Docker's "not computed"
+		}
+		out.Volumes = append(out.Volumes, v)
+	}
+	return writeJSON(r, http.StatusOK, out)
+}
+
+// pruneBuild is true to the letter: there is no build cache, so all of it is gone.
+func (s *Server) pruneBuild(r *request) error {
+	return writeJSON(r, http.StatusOK, struct {
+		CachesDeleted  []string
+		SpaceReclaimed uint64
+	}{})
+}
+
+func (s *Server) emptyList(r *request) error {
+	return writeJSON(r, http.StatusOK, []struct{}{})
+}
+
+// listNone lists secrets and configs: a swarm has none yet.
+func (s *Server) listNone(r *request) error {
+	if _, err := readFilters(r, "id", "label", "name", "names"); err != nil {
+		return err
+	}
+	if _, err := s.state(r.ctx()); err != nil {
+		return err
+	}
+	return s.emptyList(r)
+}
+
+func (s *Server) notFound(kind string) handler {
+	return func(r *request) error {
+		if _, err := s.state(r.ctx()); err != nil {
+			return err
+		}
+		return notFoundf("%s %s not found", kind, r.vars["id"])
+	}
+}
