@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -108,19 +109,36 @@ func (n *Network) makeTask(t netplan.Task) error {
 		}
 		defer rt.close()
 		s := &space{name: plan.Name, fd: -1, rt: rt}
-		err = s.fresh(plan, n.resolve)
-		if errors.Is(err, syscall.EEXIST) || errors.Is(err, syscall.EBUSY) {
-			// What an earlier life of this address left in the sandbox.
-			if err := n.dropPort(t); err != nil {
-				return err
-			}
-			err = s.fresh(plan, n.resolve)
-		}
-		if err != nil {
+		if err := n.fresh(s, plan, t); err != nil {
 			return err
 		}
 		return n.attachPort(t)
 	})
+	return err
+}
+
+// Namespaces are torn down in the kernel's own time. A port whose name or
+// index is still taken is deleted, and its going is waited for, this long.
+const (
+	busyTries = 100
+	busyPause = 5 * time.Millisecond
+)
+
+// fresh fills a task's new namespace. What an earlier life of the task's
+// address left in the sandbox is removed.
+func (n *Network) fresh(s *space, plan netplan.Space, t netplan.Task) error {
+	err := s.fresh(plan, n.resolve)
+	for range busyTries {
+		if !errors.Is(err, syscall.EEXIST) && !errors.Is(err, syscall.EBUSY) {
+			return err
+		}
+		if err := n.dropPort(t); err != nil {
+			return err
+		}
+		if err = s.fresh(plan, n.resolve); err != nil {
+			time.Sleep(busyPause)
+		}
+	}
 	return err
 }
 
@@ -157,22 +175,29 @@ func (n *Network) bridge() (int, error) {
 	return l.index, nil
 }
 
-// dropPort removes what the sandbox has for a task.
+// dropPort removes the sandbox's end of a task's link.
 func (n *Network) dropPort(t netplan.Task) error {
 	plan := netplan.TaskPort(n.node, t)
 	b := &batch{}
-	bridge, err := n.bridge()
 	for _, l := range plan.Links {
 		b.delLink(l.Index, l.Name)
 		if have, e := n.gw.links(l.Name); e == nil && have[l.Name].index != 0 && have[l.Name].index != l.Index {
 			b.delLink(have[l.Name].index, l.Name)
 		}
 	}
-	if err == nil {
-		for _, v := range plan.Neighbours {
-			if v.Addr.IsValid() {
-				b.neighbour(v, bridge, true)
-			}
+	return n.gw.rt.run(b)
+}
+
+// dropNeighbours removes the sandbox's neighbour entries of a task.
+func (n *Network) dropNeighbours(t netplan.Task) error {
+	bridge, err := n.bridge()
+	if err != nil {
+		return nil // they went with the bridge
+	}
+	b := &batch{}
+	for _, v := range netplan.TaskPort(n.node, t).Neighbours {
+		if v.Addr.IsValid() {
+			b.neighbour(v, bridge, true)
 		}
 	}
 	return n.gw.rt.run(b)
@@ -245,7 +270,8 @@ func (n *Network) mendPort(t netplan.Task) error {
 }
 
 // RemoveTask takes a task's network away. A task that is not there is no
-// error. A process that is still in the namespace keeps it, without a link.
+// error. A process that is still in the namespace keeps it, and its link, until
+// the address is given away.
 func (n *Network) RemoveTask(ctx context.Context, id string) error {
 	n.state.RLock()
 	defer n.state.RUnlock()
@@ -271,7 +297,9 @@ func (n *Network) RemoveTask(ctx context.Context, id string) error {
 	if st.gone {
 		return nil
 	}
-	if err := errors.Join(n.dropPort(st.task), dropNS(n.Path(st.task))); err != nil {
+	// Links go with the namespace. To delete them here would cost a wait for
+	// every processor each time; the kernel takes namespaces down in batches.
+	if err := errors.Join(n.dropNeighbours(st.task), dropNS(n.Path(st.task))); err != nil {
 		return fmt.Errorf("task %s: remove network: %w", name, err)
 	}
 	n.forget(st)

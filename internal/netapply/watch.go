@@ -189,7 +189,7 @@ func (w *watch) listen() ([]*monitor, error) {
 		}},
 		{n.gw.fd, unix.NETLINK_ROUTE, rtGroups, true, 0, func(e event) {
 			switch {
-			case !relevantGateway(e):
+			case !relevantGateway(e), e.typ == unix.RTM_DELLINK && !n.known(parseLink(e.body).name):
 			case e.nsid >= 0:
 				w.mark(dirt{tasks: map[int]bool{e.nsid: true}})
 			default:
@@ -218,6 +218,18 @@ func (w *watch) listen() ([]*monitor, error) {
 		w.spawn(func() error { return m.run(v.each) })
 	}
 	return out, nil
+}
+
+// known tells whether a link of the sandbox is wanted: the ports of tasks that
+// were removed go one after another.
+func (n *Network) known(link string) bool {
+	if !isPort(link) {
+		return true
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	_, ok := n.tasks[link[1:]]
+	return ok
 }
 
 // mend compares the parts that may be wrong with the plan.
