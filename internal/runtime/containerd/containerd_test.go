@@ -144,7 +144,12 @@ func (h *host) clean(t testing.TB, dir string) {
 			t.Errorf("cgroup left in %s", d)
 		}
 	}
-	if procs := processes(dir); len(procs) > 0 {
+	// containerd clears away after a dead shim on its own time.
+	procs := processes(dir)
+	for deadline := time.Now().Add(5 * time.Second); len(procs) > 0 && time.Now().Before(deadline); procs = processes(dir) {
+		time.Sleep(10 * time.Millisecond)
+	}
+	if len(procs) > 0 {
 		t.Errorf("processes left: %v", procs)
 	}
 	if sockets, _ := os.ReadDir(filepath.Join(h.cfg.State, "s")); len(sockets) > 0 {
