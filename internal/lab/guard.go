@@ -1,0 +1,112 @@
+package lab
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+)
+
+// markPrefix begins the alias that a lab puts on a host's loopback device; the
+// inode of the network namespace follows, so that a copied alias proves nothing.
+const markPrefix = "skep-lab-host "
+
+// MustBeInside fails the test unless the calling thread is in the network namespace
+// of a lab's host. Call it before any traffic is made.
+func MustBeInside(tb testing.TB) {
+	tb.Helper()
+	if err := Inside(); err != nil {
+		tb.Fatal(err)
+	}
+}
+
+// Inside returns nil only when the calling thread is in the network namespace of a
+// lab's host. When that cannot be told it is an error too: whoever generates traffic
+// must then not.
+func Inside() error {
+	ns, err := netns.Get()
+	if err != nil {
+		return refuse(err)
+	}
+	defer ns.Close()
+	want, err := markOf(ns)
+	if err != nil {
+		return refuse(err)
+	}
+	nl, err := netlink.NewHandle()
+	if err != nil {
+		return refuse(err)
+	}
+	defer nl.Close()
+	lo, err := nl.LinkByName("lo")
+	if err != nil {
+		return refuse(err)
+	}
+	if lo.Attrs().Alias != want {
+		return refuse(errors.New("this network namespace was not made by a lab"))
+	}
+	return nil
+}
+
+func refuse(why error) error { return fmt.Errorf("lab: refusing to make traffic here: %w", why) }
+
+func markOf(ns netns.NsHandle) (string, error) {
+	var st unix.Stat_t
+	if err := unix.Fstat(int(ns), &st); err != nil {
+		return "", fmt.Errorf("reading a network namespace's inode: %w", err)
+	}
+	return markPrefix + strconv.FormatUint(st.Ino, 10), nil
+}
+
+// namespaceInodes returns the inodes of a process's network and PID namespace.
+func namespaceInodes(pid int) ([]uint64, error) {
+	var inodes []uint64
+	for _, kind := range []string{"net", "pid"} {
+		link, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/%s", pid, kind))
+		if err != nil {
+			return nil, err
+		}
+		n, err := strconv.ParseUint(strings.TrimSuffix(strings.TrimPrefix(link, kind+":["), "]"), 10, 64)
+		if err != nil {
+			return nil, fmt.Errorf("reading the namespaces of process %d: %w", pid, err)
+		}
+		inodes = append(inodes, n)
+	}
+	return inodes, nil
+}
+
+// stillInside reports processes that sit in one of the namespaces.
+func stillInside(spaces []uint64) error {
+	if len(spaces) == 0 {
+		return nil
+	}
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, e := range entries {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil {
+			continue
+		}
+		have, err := namespaceInodes(pid)
+		if err != nil {
+			continue // it ended, or is a zombie without namespaces
+		}
+		for _, ino := range have {
+			for _, s := range spaces {
+				if ino == s {
+					errs = append(errs, fmt.Errorf("process %d is still in a host's namespace", pid))
+				}
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
