@@ -7,6 +7,8 @@ import (
 	"os"
 	"path/filepath"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // All as ReadOptions.Tail asks for every entry.
@@ -231,7 +233,7 @@ func (c *cursor) advance() error {
 		// Rotated: the old file is final now, so this drain is its last.
 		files, err := openAll(c.path)
 		if errors.Is(err, fs.ErrNotExist) {
-			break // between two files, or removed
+			return c.orphan() // between two files, or removed
 		}
 		if err != nil {
 			return err
@@ -247,6 +249,26 @@ func (c *cursor) advance() error {
 		}
 	}
 	return c.drain()
+}
+
+// orphan reads on in a file that is not the log's current one any more, while
+// there is no current one. When the file was removed it is let go of: while it
+// is open the kernel does not tell that its directory is removed.
+func (c *cursor) orphan() error {
+	var st unix.Stat_t
+	raw, err := c.file.SyscallConn()
+	if err == nil {
+		raw.Control(func(fd uintptr) { err = unix.Fstat(int(fd), &st) })
+	}
+	if err != nil {
+		return err
+	}
+	if err := c.drain(); err != nil || st.Nlink > 0 {
+		return err
+	}
+	c.file.Close()
+	c.file, c.opts.Tail = nil, All
+	return nil
 }
 
 // newer returns the index of the first file after the current one.
