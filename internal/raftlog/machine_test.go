@@ -174,3 +174,5 @@ func asErr[E error](t testing.TB, err error) E {
 	}
 	return e
 }
+
+func isUnknown(err error) bool { return errors.Is(err, ErrUnknownOutcome) }
