@@ -165,3 +165,30 @@ func TestKeeperKilled(t *testing.T) {
 		t.Errorf("Run returned %v", err)
 	}
 }
+
+// TestUpgradeManyLogs hands over a full node's logs.
+func TestUpgradeManyLogs(t *testing.T) {
+	const logs = 1000
+	c, ctx := newClient(t, "", "1"), context.Background()
+	dir := t.TempDir()
+	last := Files{}
+	for i := range logs {
+		last = mustOpen(t, c, LogSpec{ContainerID: fmt.Sprint("c", i), Dir: filepath.Join(dir, fmt.Sprint("c", i))})
+	}
+	began := time.Now()
+	if err := newClientIn(t, c, "2").Ensure(ctx); err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("%d logs handed over in %v", logs, time.Since(began))
+	if list, err := c.List(ctx); err != nil || len(list.Logs) != logs {
+		t.Fatalf("%d logs, %v", len(list.Logs), err)
+	}
+	fmt.Fprintln(shim(t, last.Stdout), "hello")
+	id := fmt.Sprint("c", logs-1)
+	if err := c.Close(ctx, id); err != nil {
+		t.Fatal(err)
+	}
+	if got := readLog(t, filepath.Join(dir, id), id); len(got) != 1 || got[0] != "stdout:hello" {
+		t.Errorf("the log is %q", got)
+	}
+}
