@@ -61,6 +61,9 @@ func (r *Runtime) open(ctx context.Context) error {
 			return err
 		}
 	}
+	if r.cfg.Address == "" {
+		r.endStrayShims(ctx)
+	}
 	return r.sweepSnapshots(ctx)
 }
 

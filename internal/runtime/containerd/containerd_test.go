@@ -21,6 +21,9 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	if config := os.Getenv(daemonEnv); config != "" {
+		os.Exit(beDaemon(config))
+	}
 	code := m.Run()
 	if os.Getuid() == 0 {
 		shimtest.Remove()

@@ -19,11 +19,14 @@ type shimProcess struct {
 // shimPatience is how long a shim may take to end after it was told to.
 const shimPatience = 5 * time.Second
 
+// socketName is the length of a shim socket's name: the beginning of the container's ID, for paths of sockets are short.
+const socketName = 24
+
 // maxShimLog is the size at which the shims' common error log starts anew, in bytes.
 const maxShimLog = 1 << 20
 
 // socket is where the shim of a container listens.
-func (r *Runtime) socket(id string) string { return filepath.Join(r.cfg.State, "s", id[:24]) }
+func (r *Runtime) socket(id string) string { return filepath.Join(r.cfg.State, "s", id[:socketName]) }
 
 // exitFile is where the shim of a container leaves its exit when its task is deleted.
 func (r *Runtime) exitFile(id string) string { return r.socket(id) + ".exit" }
