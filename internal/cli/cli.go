@@ -11,11 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
-	"net/http"
 	"os"
-	"strings"
-	"time"
 
 	"github.com/moby/moby/client"
 	"github.com/spf13/cobra"
@@ -158,23 +154,6 @@ func (c *cli) explain(err error) error {
 		return err
 	}
 	return fmt.Errorf("no daemon answers at %s: start one with 'skep up' (one node, now) or 'systemctl start skep'", c.address())
-}
-
-// raw is an HTTP client for the routes that Docker's client has no word for.
-func (c *cli) raw() (*http.Client, string, error) {
-	proto, addr, ok := strings.Cut(c.address(), "://")
-	if !ok || proto != "unix" {
-		return nil, "", usageError{fmt.Errorf("this command works on the machine of the daemon only: use -H unix://… (it is %s)", c.address())}
-	}
-	return &http.Client{
-		Timeout: 2 * time.Minute,
-		Transport: &http.Transport{
-			DisableKeepAlives: true,
-			DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-				return new(net.Dialer).DialContext(ctx, "unix", addr)
-			},
-		},
-	}, "http://skep", nil
 }
 
 // interactive reports whether w is a terminal that wants colours and moving lines.

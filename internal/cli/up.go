@@ -155,7 +155,7 @@ network namespace, link, rule or cgroup of skep stays behind. Volumes and loaded
 in the data root; the swarm's own state (services, certificates) is gone if this was its last node.`,
 		Example: "  sudo skep down",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			hc, base, err := c.raw()
+			hc, base, peer, err := c.raw()
 			if err != nil {
 				return err
 			}
@@ -169,7 +169,10 @@ in the data root; the swarm's own state (services, certificates) is gone if this
 				return fmt.Errorf("down: %w", err)
 			}
 			defer res.Body.Close()
-			return finishDown(cmd, res)
+			if err := finishDown(cmd, res); err != nil {
+				return err
+			}
+			return peer.awaitExit(cmd.Context())
 		},
 	}
 	cmd.Flags().DurationVar(&timeout, "timeout", 2*time.Minute, "how long to wait")

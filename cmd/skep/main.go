@@ -1,0 +1,29 @@
+// Command skep runs and drives a swarm; `skep --help` says how.
+package main
+
+import (
+	"context"
+	"os"
+	"os/signal"
+
+	"github.com/skep-swarm/skep/internal/cli"
+	"github.com/skep-swarm/skep/internal/daemon"
+)
+
+// Set by the linker; see the Makefile.
+var (
+	version = "0.1.0-dev"
+	commit  = "unknown"
+)
+
+func main() { os.Exit(run()) }
+
+func run() int {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	defer stop()
+	return cli.Run(ctx, cli.Config{
+		Version: cli.Version{Version: version, Commit: commit},
+		Daemon:  daemon.Command(version, commit, daemon.Main),
+		Stdout:  os.Stdout, Stderr: os.Stderr, Getenv: os.Getenv,
+	}, os.Args[1:])
+}

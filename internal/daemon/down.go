@@ -1,0 +1,77 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+)
+
+// downer takes this node down for good.
+type downer struct {
+	h     *host
+	m     *member
+	below func() error // ends the member's and the host's layer
+}
+
+// Down stops the tasks, leaves the swarm, ends the keeper and then the daemon, whose API layer
+// ends when it sees that the ones below it did.
+func (d *downer) Down(ctx context.Context, step func(string)) error {
+	if d.m.active() != nil {
+		step("stopping tasks and leaving the swarm …")
+		if err := d.m.LeaveSwarm(ctx, true); err != nil {
+			return err
+		}
+	}
+	step("ending the daemon …")
+	return errors.Join(d.h.clear(ctx), d.below(), d.h.shutdown(ctx))
+}
+
+// shutdown ends what outlives the daemon; the parts of the host must not run any more.
+func (h *host) shutdown(ctx context.Context) error {
+	return errors.Join(h.keeper.Shutdown(ctx), h.network.Close(), removeCgroups("/skep/"+h.cfg.Instance()))
+}
+
+// removeCgroups removes a group and all below it from every hierarchy, and its parent if it was
+// the last in it. The kernel removes only what is empty.
+func removeCgroups(group string) error {
+	const root = "/sys/fs/cgroup"
+	hierarchies, err := filepath.Glob(filepath.Join(root, "*", filepath.Dir(group)))
+	if err != nil {
+		return fmt.Errorf("remove cgroups: %w", err)
+	}
+	if _, err := os.Stat(filepath.Join(root, filepath.Dir(group))); err == nil {
+		hierarchies = append(hierarchies, filepath.Join(root, filepath.Dir(group)))
+	}
+	var errs []error
+	for _, parent := range hierarchies {
+		errs = append(errs, removeTree(filepath.Join(parent, filepath.Base(group))))
+		_ = os.Remove(parent) // stays when another daemon has its groups there
+	}
+	return errors.Join(errs...)
+}
+
+func removeTree(dir string) error {
+	var dirs []string
+	err := filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
+		if err == nil && e.IsDir() {
+			dirs = append(dirs, path)
+		}
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("remove cgroups: %w", err)
+	}
+	for _, d := range slices.Backward(dirs) {
+		if err := os.Remove(d); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("remove cgroup: %w", err)
+		}
+	}
+	return nil
+}
