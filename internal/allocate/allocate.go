@@ -41,17 +41,22 @@ func Addresses(snap *state.Snapshot, txns []model.Txn, now model.Time) Result {
 	a := &allocator{snap: snap, now: now, hosts: map[model.NodeID]*host{}}
 	var r Result
 	for _, txn := range txns {
-		out := model.Txn{Guards: txn.Guards, Changes: make([]model.Change, len(txn.Changes))}
+		out := model.Txn{Guards: txn.Guards, Changes: make([]model.Change, 0, len(txn.Changes))}
 		waits := model.ServiceID(0)
-		for i, c := range txn.Changes {
+		for _, c := range txn.Changes {
 			if p := c.SetTaskPlace; p != nil {
 				if c = a.place(*p); c.SetTaskStatus != nil {
 					waits = p.Task.Service
+					if a.known(c.SetTaskStatus) {
+						continue
+					}
 				}
 			}
-			out.Changes[i] = c
+			out.Changes = append(out.Changes, c)
 		}
-		r.Txns = append(r.Txns, out)
+		if len(out.Changes) > 0 {
+			r.Txns = append(r.Txns, out)
+		}
 		if n := len(r.Waiting); waits != 0 && (n == 0 || r.Waiting[n-1] != waits) {
 			r.Waiting = append(r.Waiting, waits)
 		}
@@ -93,6 +98,12 @@ func (a *allocator) place(p model.TaskPlaceSet) model.Change {
 	return model.Change{SetTaskPlace: &p}
 }
 
+// known reports whether a task says already why it waits.
+func (a *allocator) known(s *model.TaskStatusSet) bool {
+	t := a.snap.Task(s.Task)
+	return t != nil && t.State == s.State && t.Err == s.Err
+}
+
 // host reads what the state knows of a node's addresses. The search goes on behind the one that
 // was given last, so that freed ones rest for as long as the block allows.
 func (a *allocator) host(id model.NodeID) *host {
@@ -112,7 +123,8 @@ func (a *allocator) host(id model.NodeID) *host {
 		if last == nil || t.PlaceVer > last.PlaceVer || t.PlaceVer == last.PlaceVer && placedAfter(t, last) {
 			last = t
 		}
-		if t.State.Terminal() && a.now-t.StatusAt < quarantine {
+		// In a working copy what ends now carries the time of the last batch, however old that is.
+		if t.State.Terminal() && (a.now-t.StatusAt < quarantine || t.StatusAt >= a.snap.Time()) {
 			h.rests[t.Gateway4] = true
 		}
 	}

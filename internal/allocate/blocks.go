@@ -72,30 +72,48 @@ func findBlock(snap *state.Snapshot, routes, given []netip.Prefix) (netip.Prefix
 		avoid(withoutBlocks(n), "node "+n.Hostname())
 	}
 	slices.SortFunc(taken, func(a, b netip.Prefix) int { return a.Addr().Compare(b.Addr()) })
-	block := netip.PrefixFrom(pool.Addr(), max(blockBits, pool.Bits()))
-	for pool.Overlaps(block) {
+	block, ok := netip.PrefixFrom(pool.Addr(), max(blockBits, pool.Bits())), true
+	for ok && pool.Overlaps(block) {
 		at, hit := firstOverlap(taken, block)
-		if !hit {
+		if !hit && !inhabited(snap, block) {
 			return block, nil
 		}
-		// The search goes on behind what is in the way, and never back.
-		taken = taken[at:]
-		next := last(block)
-		if l := last(taken[0]); l.Compare(next) > 0 {
-			next = l
-		}
-		if next = next.Next(); !next.IsValid() {
-			break
-		}
-		block = netip.PrefixFrom(next, block.Bits()).Masked()
-		if block.Addr() != next {
-			if next = last(block).Next(); !next.IsValid() {
-				break
+		behind := last(block)
+		if hit {
+			// The search goes on behind what is in the way, and never back.
+			taken = taken[at:]
+			if l := last(taken[0]); l.Compare(behind) > 0 {
+				behind = l
 			}
-			block = netip.PrefixFrom(next, block.Bits())
 		}
+		block, ok = blockAfter(behind, block.Bits())
 	}
 	return netip.Prefix{}, exhausted(pool, nodes+len(given), clash)
+}
+
+// blockAfter is the first whole block behind an address; ok is false at the end of all addresses.
+func blockAfter(a netip.Addr, bits int) (b netip.Prefix, ok bool) {
+	if a = a.Next(); !a.IsValid() {
+		return netip.Prefix{}, false
+	}
+	if b = netip.PrefixFrom(a, bits).Masked(); b.Addr() == a {
+		return b, true
+	}
+	if a = last(b).Next(); !a.IsValid() {
+		return netip.Prefix{}, false
+	}
+	return netip.PrefixFrom(a, bits), true
+}
+
+// inhabited reports whether a task has an address in the block although no node has the block: its
+// node was removed, and nobody has said yet that the task is dead.
+func inhabited(snap *state.Snapshot, b netip.Prefix) bool {
+	for a := b.Addr(); b.Contains(a); a = a.Next() {
+		if snap.AddrInUse(a) {
+			return true
+		}
+	}
+	return false
 }
 
 // firstOverlap finds the first of the sorted prefixes that overlaps b.

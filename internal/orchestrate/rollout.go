@@ -221,18 +221,30 @@ func idle(s *slot) int {
 	return 0
 }
 
+// replace puts a task of the template in force into a slot. Starting first, what runs stays until
+// the new one does; what does not run yet, of a revision that was overtaken, goes at once.
 func (r *rollout) replace(s *slot) {
 	p := r.p
 	s.busy = true
+	var stays *model.Task
 	if r.config.order == swarm.UpdateOrderStartFirst {
-		p.out.add(put(p.newTask(s, model.StateRunning, 0)))
-		return
+		for _, t := range s.live {
+			if t.State == model.StateRunning {
+				stays = t
+			}
+		}
 	}
 	changes := make([]model.Change, 0, 2)
 	for _, t := range s.live {
-		changes = append(changes, desire(t, model.StateShutdown))
+		if t != stays {
+			changes = append(changes, desire(t, model.StateShutdown))
+		}
 	}
-	p.out.add(append(changes, put(p.newTask(s, model.StateReady, 0)))...)
+	desired := model.StateReady
+	if stays != nil {
+		desired = model.StateRunning
+	}
+	p.out.add(append(changes, put(p.newTask(s, desired, 0)))...)
 }
 
 // finish ends the rollout when the last new task has stood its time.

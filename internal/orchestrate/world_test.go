@@ -87,6 +87,7 @@ func (w *world) do(changes ...model.Change) {
 // service creates a service or gives it a new spec, as the API does.
 func (w *world) service(id model.ServiceID, edit func(*swarm.ServiceSpec)) model.ServiceID {
 	w.t.Helper()
+	w.now++ // clocks go on
 	var s swarm.ServiceSpec
 	old := w.snap.Service(id)
 	if old != nil {
@@ -142,7 +143,9 @@ func (w *world) services() []model.ServiceID {
 // transaction per service, guarded by what the state was before.
 func (w *world) plan() { w.t.Helper(); w.planOnly(w.services()...) }
 
-func (w *world) planOnly(ids ...model.ServiceID) {
+func (w *world) planOnly(ids ...model.ServiceID) { w.t.Helper(); w.planPass(false, ids...) }
+
+func (w *world) planPass(again bool, ids ...model.ServiceID) {
 	w.t.Helper()
 	pass := newPass(w.t, w.snap)
 	w.next = 0
@@ -170,7 +173,20 @@ func (w *world) planOnly(ids ...model.ServiceID) {
 		}
 	}
 	w.planned = pass.changes
-	w.apply(pass.txns()...)
+	w.index++
+	next, out := w.snap.Apply(w.index, &model.Batch{Actor: "swarm", Time: w.now, Txns: pass.txns()})
+	w.snap = next
+	for i, err := range out.Results {
+		switch {
+		case err == nil:
+		case model.KindOf(err) == model.Stale && !again:
+			// It took what a later transaction frees. It is planned again.
+			w.planPass(true, ids...)
+			return
+		default:
+			w.t.Fatalf("transaction %d of %d refused: %v", i, len(out.Results), err)
+		}
+	}
 	if w.next != 0 && w.next <= w.now {
 		w.t.Fatalf("the planner asks to be called again in the past: %v <= %v", w.next, w.now)
 	}
@@ -309,6 +325,7 @@ func (w *world) countRunning(id model.ServiceID) int {
 }
 
 func (w *world) setNode(id model.NodeID, edit func(*swarm.NodeSpec)) {
+	w.now++
 	s := w.snap.Node(id).Spec
 	edit(&s)
 	w.do(model.Change{SetNodeSpec: &model.NodeSpecSet{Node: id, Spec: s}})
