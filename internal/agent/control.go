@@ -1,0 +1,220 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/moby/moby/api/types/swarm"
+	"github.com/skep-swarm/skep/internal/keeper"
+	"github.com/skep-swarm/skep/internal/netplan"
+	"github.com/skep-swarm/skep/internal/runtime"
+	"github.com/skep-swarm/skep/internal/wire"
+)
+
+// controller takes a task's steps through the node's means. Only the task's goroutine calls it.
+type controller struct {
+	a  *Agent
+	t  *task
+	rt runtime.Controller // nil until it is needed
+}
+
+// slot waits for one of the places of those who work at the same time, and returns what gives it back.
+func (c *controller) slot(ctx context.Context) (func(), error) {
+	if err := c.a.slots.Acquire(ctx, 1); err != nil {
+		return nil, err
+	}
+	return func() { c.a.slots.Release(1) }, nil
+}
+
+// Prepare implements actions: addresses and files, ports, network, logs, container, in this order, each as cheap to
+// repeat as to find done.
+func (c *controller) Prepare(ctx context.Context) ([]swarm.PortConfig, error) {
+	msg, tpl, st := c.t.snapshot()
+	if tpl == nil {
+		return nil, runtime.Invalid("the task's template is unknown")
+	}
+	gw, err := gatewayTask(c.t.container, msg)
+	if err != nil {
+		return nil, runtime.Invalid("the task's addresses: %v", err)
+	}
+	spec, err := c.a.buildSpec(msg, tpl)
+	if err != nil {
+		return nil, err
+	}
+	if gw.Addr4.IsValid() {
+		// Without its part of the gateway network the node can start nothing that needs an address.
+		if err := c.a.net.wait(ctx); err != nil {
+			return nil, temporary{err}
+		}
+	}
+	release, err := c.slot(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	hostPorts, err := c.a.net.claim(ctx, c.t.id, gw, tpl.hostPorts, st.HostPorts)
+	if err != nil {
+		return nil, err
+	}
+	if gw.Addr4.IsValid() {
+		if spec.NetNS, err = c.a.net.addTask(ctx, c.t.id, gw); err != nil {
+			return nil, fmt.Errorf("network: %w", err)
+		}
+	}
+	if err := c.a.writeFiles(&spec, gw); err != nil {
+		return nil, fmt.Errorf("prepare files of the container: %w", err)
+	}
+	files, err := c.a.cfg.Keeper.Open(ctx, logSpec(c.a.containerDir(spec.ID), spec, tpl))
+	if err != nil {
+		return nil, err
+	}
+	spec.Stdout, spec.Stderr = files.Stdout, files.Stderr
+	rt, err := c.a.cfg.Runtime.Controller(spec)
+	if err != nil {
+		return nil, err
+	}
+	c.rt = rt
+	return hostPorts, rt.Prepare(ctx)
+}
+
+// gatewayTask is what the gateway network needs to know of a task.
+func gatewayTask(container string, m interface {
+	GetGateway4() []byte
+	GetGateway6() []byte
+}) (netplan.Task, error) {
+	a4, err := wire.Addr(m.GetGateway4())
+	if err != nil {
+		return netplan.Task{}, err
+	}
+	a6, err := wire.Addr(m.GetGateway6())
+	if err != nil {
+		return netplan.Task{}, err
+	}
+	return netplan.Task{ID: container, Addr4: a4, Addr6: a6}, nil
+}
+
+func logSpec(dir string, spec runtime.Spec, tpl *template) keeper.LogSpec {
+	l := keeper.LogSpec{ContainerID: spec.ID, Dir: dir, Driver: tpl.msg.LogDriver, Options: tpl.msg.LogOptions,
+		Labels: spec.Labels, ContainerName: spec.Name, ImageID: spec.ImageDigest}
+	if d := spec.Task.LogDriver; d != nil {
+		l.Driver, l.Options = d.Name, d.Options
+	}
+	if cs := spec.Task.ContainerSpec; cs != nil {
+		l.TTY, l.Env, l.ImageName = cs.TTY, cs.Env, cs.Image
+	}
+	return l
+}
+
+// container returns the runtime's controller, by the container's ID alone when it was not prepared in this process.
+func (c *controller) container() (runtime.Controller, error) {
+	if c.rt != nil {
+		return c.rt, nil
+	}
+	rt, err := c.a.cfg.Runtime.Open(c.t.container)
+	if err != nil {
+		return nil, err
+	}
+	c.rt = rt
+	return rt, nil
+}
+
+// Start implements actions.
+func (c *controller) Start(ctx context.Context) (int, error) {
+	rt, err := c.container()
+	if err != nil {
+		return 0, err
+	}
+	release, err := c.slot(ctx)
+	if err != nil {
+		return 0, err
+	}
+	defer release()
+	pid, err := rt.Start(ctx)
+	if err == nil {
+		c.a.net.started(c.t.id, pid)
+	}
+	return pid, err
+}
+
+// Wait implements actions.
+func (c *controller) Wait(ctx context.Context) (runtime.Exit, error) {
+	rt, err := c.container()
+	if err != nil {
+		return runtime.Exit{}, err
+	}
+	return rt.Wait(ctx)
+}
+
+// Ended implements actions.
+func (c *controller) Ended(ctx context.Context) (runtime.Exit, bool) {
+	rt, err := c.container()
+	if err != nil {
+		return runtime.Exit{}, false
+	}
+	st, err := rt.Status(ctx)
+	if err != nil || st.State != runtime.Exited {
+		return runtime.Exit{}, false
+	}
+	return st.Exit, true
+}
+
+// Stop implements actions. It takes no slot: most of its time is the grace period.
+func (c *controller) Stop(ctx context.Context) error {
+	rt, err := c.container()
+	if err == nil {
+		err = rt.Stop(ctx)
+	}
+	if errors.Is(err, runtime.ErrNotFound) {
+		return nil
+	}
+	return err
+}
+
+// Release implements doer. The container stays until the task is removed, as do its logs.
+func (c *controller) Release(ctx context.Context) error {
+	release, err := c.slot(ctx)
+	if err != nil {
+		return err
+	}
+	defer release()
+	// An orphaned task, or one that another word ended, may still run.
+	if err := c.Stop(ctx); err != nil {
+		return err
+	}
+	err = errors.Join(c.a.cfg.Keeper.Close(ctx, c.t.container), c.a.net.drop(ctx, c.t.id, c.t.container))
+	if err != nil {
+		return fmt.Errorf("clean up after container %s: %w", c.t.container[:12], err)
+	}
+	return nil
+}
+
+// Remove implements doer.
+func (c *controller) Remove(ctx context.Context) error {
+	release, err := c.slot(ctx)
+	if err != nil {
+		return err
+	}
+	defer release()
+	rt, err := c.container()
+	if err == nil {
+		err = rt.Remove(ctx)
+	}
+	if errors.Is(err, runtime.ErrNotFound) {
+		err = nil
+	}
+	if err != nil {
+		return fmt.Errorf("remove container %s: %w", c.t.container[:12], err)
+	}
+	dir := c.a.containerDir(c.t.container)
+	return errors.Join(c.a.net.drop(ctx, c.t.id, c.t.container), c.a.cfg.Keeper.Remove(ctx, dir, c.t.container), os.RemoveAll(dir))
+}
+
+func (a *Agent) containerDir(id string) string { return filepath.Join(a.cfg.Containers, id) }
+
+// taskName is a container's name as Docker gives it: service.slot.task, or service.node.task for a global one.
+func taskName(service, slot, task string) string { return service + "." + slot + "." + task }
+
+var _ doer = (*controller)(nil)

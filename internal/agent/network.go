@@ -1,0 +1,384 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/skep-swarm/skep/internal/keeper/ports"
+	"github.com/skep-swarm/skep/internal/model"
+	"github.com/skep-swarm/skep/internal/netplan"
+	"github.com/skep-swarm/skep/internal/wire"
+	"github.com/skep-swarm/skep/internal/wire/pb"
+)
+
+const (
+	holdAgain   = 10 * time.Second // a port that another program has may become free
+	networkWait = 30 * time.Second // until a task's step gives up and says why
+)
+
+// network is what the node's gateway network should be: tasks with an address, published ports, and who holds which port
+// of the host. One goroutine (run) brings the world in line with it. Safe for concurrent use.
+type network struct {
+	cfg   Config
+	wake  chan struct{} // holds a token when something changed
+	ready chan struct{} // closed after the first full pass
+
+	// gate is held for reading while one task's network is made, for writing during a full pass, which takes away
+	// what nobody asked for.
+	gate sync.RWMutex
+	// holding orders what is asked of the keeper about ports.
+	holding sync.Mutex
+
+	mu       sync.Mutex
+	tablesAt place
+	draft    map[netplan.PortKey]netplan.Port // a complete table whose parts are arriving
+	node     netplan.Node
+	known    bool // node has its blocks
+	full     bool // a full pass is due
+	why      error
+	rows     map[netplan.PortKey]netplan.Port // of the tables: ingress mode
+	added    map[model.TaskID]netplan.Task
+	claims   map[model.TaskID]*claim
+	owners   map[netplan.PortKey]model.TaskID // the zero TaskID is ingress
+	held     map[netplan.PortKey]bool
+	applied  map[netplan.PortKey]netplan.Port
+	clashes  map[netplan.PortKey]model.PortClash
+}
+
+func newNetwork(cfg Config) *network {
+	return &network{cfg: cfg, wake: make(chan struct{}, 1), ready: make(chan struct{}), full: true,
+		rows: map[netplan.PortKey]netplan.Port{}, added: map[model.TaskID]netplan.Task{}, claims: map[model.TaskID]*claim{},
+		owners: map[netplan.PortKey]model.TaskID{}, held: map[netplan.PortKey]bool{},
+		applied: map[netplan.PortKey]netplan.Port{}, clashes: map[netplan.PortKey]model.PortClash{}}
+}
+
+// change edits under the lock and wakes run.
+func (n *network) change(f func()) {
+	n.mu.Lock()
+	f()
+	n.mu.Unlock()
+	select {
+	case n.wake <- struct{}{}:
+	default:
+	}
+}
+
+// setNode takes the node's part of the gateway network from what the managers say.
+func (n *network) setNode(m *pb.NodeInfo) error {
+	node := n.cfg.Node
+	var err4, err6, errP4, errP6 error
+	node.Blocks4, err4 = wire.Prefixes(m.GatewayBlocks)
+	node.Pool4, errP4 = wire.Prefix(m.GatewayPool)
+	if node.Link6.IsValid() {
+		node.Block6, err6 = wire.Prefix(m.Gateway6)
+		node.Pool6, errP6 = wire.Prefix(m.GatewayUla)
+	}
+	if err := errors.Join(err4, err6, errP4, errP6); err != nil {
+		return fmt.Errorf("the node's part of the gateway network: %w", err)
+	}
+	if !node.Block6.IsValid() {
+		node.Link6, node.Pool6 = netip.Prefix{}, netip.Prefix{}
+	}
+	n.change(func() {
+		same := n.known && slices.Equal(n.node.Blocks4, node.Blocks4) && n.node.Pool4 == node.Pool4 && n.node.Block6 == node.Block6 && n.node.Pool6 == node.Pool6
+		if n.known = len(node.Blocks4) > 0; n.known && !same {
+			n.node, n.full = node, true
+		}
+	})
+	return nil
+}
+
+// wait returns when tasks can be given a network.
+func (n *network) wait(ctx context.Context) error {
+	select {
+	case <-n.ready:
+		return nil
+	default:
+	}
+	timer := time.NewTimer(networkWait)
+	defer timer.Stop()
+	select {
+	case <-n.ready:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-timer.C:
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.why != nil {
+		return fmt.Errorf("the node's gateway network is not up: %w", n.why)
+	}
+	return errors.New("the managers have not given this node a part of the gateway network yet")
+}
+
+// ip6 reports whether tasks here have IPv6.
+func (n *network) ip6() bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.node.IPv6()
+}
+
+// addTask gives a task its network namespace.
+func (n *network) addTask(ctx context.Context, id model.TaskID, t netplan.Task) (string, error) {
+	n.gate.RLock()
+	defer n.gate.RUnlock()
+	if !n.ip6() {
+		t.Addr6 = netip.Addr{}
+	}
+	n.mu.Lock()
+	n.added[id] = t
+	n.mu.Unlock()
+	path, err := n.cfg.Network.AddTask(ctx, t)
+	if err != nil {
+		n.mu.Lock()
+		delete(n.added, id)
+		n.mu.Unlock()
+	}
+	return path, err
+}
+
+// started tells that a task's process runs: its ports in host mode are published, and its process keeps its namespace.
+func (n *network) started(id model.TaskID, pid int) {
+	n.mu.Lock()
+	if t, ok := n.added[id]; ok {
+		t.PID = pid
+		n.added[id] = t
+	}
+	c := n.claims[id]
+	n.mu.Unlock()
+	if c != nil {
+		n.change(func() { c.live = true })
+	}
+}
+
+// drop takes a task's network and host ports away.
+func (n *network) drop(ctx context.Context, id model.TaskID, container string) error {
+	n.mu.Lock()
+	c, claimed := n.claims[id]
+	_, added := n.added[id]
+	n.mu.Unlock()
+	if claimed {
+		n.change(func() {
+			delete(n.claims, id)
+			for _, p := range c.ports {
+				delete(n.owners, p.key)
+			}
+		})
+	}
+	if !added {
+		return nil
+	}
+	n.gate.RLock()
+	defer n.gate.RUnlock()
+	select {
+	case <-n.ready:
+		if err := n.cfg.Network.RemoveTask(ctx, container); err != nil {
+			return err
+		}
+	default:
+		// The first full pass takes away what is not in its list.
+	}
+	n.mu.Lock()
+	delete(n.added, id)
+	n.mu.Unlock()
+	return nil
+}
+
+// adopt takes over what a task of an earlier process had.
+func (n *network) adopt(id model.TaskID, t netplan.Task, st status) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if t.Addr4.IsValid() {
+		t.PID = int(st.PID)
+		n.added[id] = t
+	}
+	c := newClaim(t, st.HostPorts)
+	if len(c.ports) == 0 {
+		return
+	}
+	c.live = st.State >= model.StateRunning
+	n.claims[id] = c
+	for _, p := range c.ports {
+		n.owners[p.key] = id
+	}
+}
+
+// run keeps the kernel and the keeper in line until ctx ends.
+func (n *network) run(ctx context.Context, a *Agent) {
+	retry := firstBackoff
+	for {
+		before := n.clashList()
+		err := n.pass(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		if !slices.Equal(before, n.clashList()) {
+			a.describeAgain()
+		}
+		var timer <-chan time.Time
+		switch {
+		case err != nil:
+			n.mu.Lock()
+			n.why = err
+			n.mu.Unlock()
+			n.cfg.Log.Warn("the node's network is not as it should be, trying again", "err", err, "in", retry)
+			timer = time.After(retry)
+			retry = min(2*retry, maxBackoff)
+		case len(n.clashList()) > 0:
+			timer = time.After(holdAgain)
+			retry = firstBackoff
+		default:
+			retry = firstBackoff
+		}
+		select {
+		case <-n.wake:
+		case <-timer:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// pass holds ports, tells the network, and lets go of ports, in this order: a port that is answered is held.
+func (n *network) pass(ctx context.Context) error {
+	n.mu.Lock()
+	known, full := n.known, n.full
+	n.mu.Unlock()
+	if !known {
+		return nil
+	}
+	if err := n.hold(ctx); err != nil {
+		return err
+	}
+	var err error
+	if full {
+		err = n.syncAll(ctx)
+	} else {
+		err = n.setPorts(ctx)
+	}
+	if err != nil {
+		return err
+	}
+	return n.letGo(ctx)
+}
+
+// want is the ports to publish: those of the tables that are held, and those of running tasks in host mode. n.mu is held.
+func (n *network) want() map[netplan.PortKey]netplan.Port {
+	out := make(map[netplan.PortKey]netplan.Port, len(n.rows))
+	for k, p := range n.rows {
+		if owner, ok := n.owners[k]; ok && owner == (model.TaskID{}) && n.held[k] {
+			if !n.node.IPv6() {
+				p.Backends6 = nil
+			}
+			out[k] = p
+		}
+	}
+	for _, c := range n.claims {
+		for _, p := range c.ports {
+			if c.live && n.held[p.key] {
+				out[p.key] = p.published(n.node.IPv6())
+			}
+		}
+	}
+	return out
+}
+
+// syncAll is the full pass.
+func (n *network) syncAll(ctx context.Context) error {
+	n.gate.Lock()
+	defer n.gate.Unlock()
+	n.mu.Lock()
+	in := netplan.Input{Node: n.node}
+	want := n.want()
+	for k, p := range want {
+		if n.node.CheckPort(p) != nil {
+			delete(want, k) // one bad row must not take the others down
+			continue
+		}
+		in.Ports = append(in.Ports, p)
+	}
+	for _, t := range n.added {
+		if !n.node.IPv6() {
+			t.Addr6 = netip.Addr{}
+		}
+		if n.node.CheckTask(t) == nil {
+			in.Tasks = append(in.Tasks, t)
+		}
+	}
+	n.full = false
+	n.mu.Unlock()
+	slices.SortFunc(in.Tasks, func(a, b netplan.Task) int { return a.Addr4.Compare(b.Addr4) })
+	if _, err := n.cfg.Network.Sync(ctx, in); err != nil {
+		n.mu.Lock()
+		n.full = true
+		n.mu.Unlock()
+		return err
+	}
+	n.mu.Lock()
+	n.applied, n.why = want, nil
+	n.mu.Unlock()
+	select {
+	case <-n.ready:
+	default:
+		close(n.ready)
+	}
+	return nil
+}
+
+// setPorts tells the network what differs from the last time.
+func (n *network) setPorts(ctx context.Context) error {
+	n.mu.Lock()
+	want := n.want()
+	var set []netplan.Port
+	var del []netplan.PortKey
+	for k, p := range want {
+		if n.node.CheckPort(p) != nil {
+			delete(want, k)
+		} else if old, ok := n.applied[k]; !ok || !samePort(old, p) {
+			set = append(set, p)
+		}
+	}
+	for k := range n.applied {
+		if _, ok := want[k]; !ok {
+			del = append(del, k)
+		}
+	}
+	n.mu.Unlock()
+	if len(set)+len(del) == 0 {
+		return nil
+	}
+	if err := n.cfg.Network.SetPorts(ctx, set, del); err != nil {
+		n.mu.Lock()
+		n.full = true // what is in the kernel now is not known
+		n.mu.Unlock()
+		return err
+	}
+	n.mu.Lock()
+	n.applied, n.why = want, nil
+	n.mu.Unlock()
+	return nil
+}
+
+func samePort(a, b netplan.Port) bool {
+	return a.Mode == b.Mode && slices.Equal(a.Backends4, b.Backends4) && slices.Equal(a.Backends6, b.Backends6)
+}
+
+// releaseAll gives every port of the host back, for a node that leaves.
+func (n *network) releaseAll(ctx context.Context) error {
+	n.mu.Lock()
+	var list []ports.Port
+	for k := range n.held {
+		list = append(list, keeperPort(k))
+	}
+	clear(n.held)
+	clear(n.owners)
+	clear(n.rows)
+	n.mu.Unlock()
+	return n.cfg.Keeper.Release(ctx, list)
+}

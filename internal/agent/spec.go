@@ -1,0 +1,194 @@
+package agent
+
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"strconv"
+	"strings"
+	gotemplate "text/template"
+
+	"github.com/moby/moby/api/types/mount"
+	"github.com/moby/moby/api/types/swarm"
+	"github.com/skep-swarm/skep/internal/runtime"
+	"github.com/skep-swarm/skep/internal/wire"
+	"github.com/skep-swarm/skep/internal/wire/pb"
+)
+
+// maxExpanded bounds what a placeholder may grow to, in bytes.
+const maxExpanded = 64 << 10
+
+// template is what tasks share, parsed once. Immutable.
+type template struct {
+	msg       *pb.Template
+	spec      swarm.TaskSpec
+	hostPorts []swarm.PortConfig
+}
+
+func parseTemplate(m *pb.Template) (*template, error) {
+	t := &template{msg: m, hostPorts: wire.Ports(m.HostPorts)}
+	if err := json.Unmarshal(m.TaskSpecJson, &t.spec); err != nil {
+		return nil, fmt.Errorf("template %d: %w", m.Id, err)
+	}
+	return t, nil
+}
+
+// scope is what placeholders in a spec can name; the field names are Docker's.
+type scope struct {
+	Service struct {
+		ID, Name string
+		Labels   map[string]string
+	}
+	Node struct {
+		ID, Hostname string
+		Platform     struct{ Architecture, OS string }
+	}
+	Task struct{ ID, Name, Slot string }
+}
+
+func (a *Agent) scope(m *pb.Task, tpl *template) *scope {
+	var s scope
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	s.Service.ID, s.Service.Name, s.Service.Labels = tpl.msg.ServiceId, tpl.msg.ServiceName, tpl.msg.ServiceLabels
+	s.Node.ID, s.Node.Hostname = a.node.GetNodeId(), a.hostname
+	s.Node.Platform.Architecture, s.Node.Platform.OS = a.platform.Architecture, a.platform.OS
+	s.Task.ID = m.Id
+	s.Task.Slot = strconv.FormatUint(uint64(m.Slot), 10)
+	if m.Slot == 0 {
+		s.Task.Slot = s.Node.ID
+	}
+	s.Task.Name = taskName(s.Service.Name, s.Task.Slot, m.Id)
+	return &s
+}
+
+// expand fills the placeholders of one value.
+func (s *scope) expand(text string) (string, error) {
+	if !strings.Contains(text, "{{") {
+		return text, nil
+	}
+	t, err := gotemplate.New("expansion").Option("missingkey=error").Funcs(gotemplate.FuncMap{
+		"join": func(parts ...string) string {
+			if len(parts) == 0 {
+				return ""
+			}
+			return strings.Join(parts[1:], parts[0])
+		},
+	}).Parse(text)
+	if err != nil {
+		return "", err
+	}
+	out := &bounded{left: maxExpanded}
+	if err := t.Execute(out, s); err != nil {
+		return "", err
+	}
+	return out.String(), nil
+}
+
+// bounded is a buffer that refuses to grow without end.
+type bounded struct {
+	strings.Builder
+	left int
+}
+
+func (b *bounded) Write(p []byte) (int, error) {
+	if b.left -= len(p); b.left < 0 {
+		return 0, fmt.Errorf("it becomes longer than %d bytes", maxExpanded)
+	}
+	return b.Builder.Write(p)
+}
+
+// buildSpec makes the container's spec but for what is made on the way (network, logs, files). Errors are about the
+// spec and reject the task.
+func (a *Agent) buildSpec(m *pb.Task, tpl *template) (runtime.Spec, error) {
+	if tpl.spec.ContainerSpec == nil {
+		return runtime.Spec{}, runtime.Invalid("task %s has no container spec", m.Id)
+	}
+	s := a.scope(m, tpl)
+	spec := runtime.Spec{ID: ContainerID(m.Id), TaskID: m.Id, Name: s.Task.Name, Task: tpl.spec, ImageDigest: tpl.msg.ImageDigest}
+	cs := *tpl.spec.ContainerSpec
+	var err error
+	if spec.Hostname, err = s.expand(cs.Hostname); err != nil {
+		return spec, runtime.Invalid("expanding hostname failed: %v", err)
+	}
+	cs.Hostname = spec.Hostname
+	if spec.Env, err = s.expandAll(cs.Env); err != nil {
+		return spec, runtime.Invalid("expanding env failed: %v", err)
+	}
+	cs.Env = spec.Env
+	if cs.Mounts, err = s.expandMounts(cs.Mounts); err != nil {
+		return spec, runtime.Invalid("expanding mounts failed: %v", err)
+	}
+	spec.Task.ContainerSpec = &cs
+	spec.Labels = maps.Clone(cs.Labels)
+	if spec.Labels == nil {
+		spec.Labels = map[string]string{}
+	}
+	maps.Copy(spec.Labels, map[string]string{
+		"com.docker.swarm.task":         "",
+		"com.docker.swarm.task.id":      m.Id,
+		"com.docker.swarm.task.name":    s.Task.Name,
+		"com.docker.swarm.node.id":      s.Node.ID,
+		"com.docker.swarm.service.id":   s.Service.ID,
+		"com.docker.swarm.service.name": s.Service.Name,
+	})
+	return spec, nil
+}
+
+func (s *scope) expandAll(in []string) ([]string, error) {
+	if in == nil {
+		return nil, nil
+	}
+	out := make([]string, len(in))
+	for i, v := range in {
+		var err error
+		if out[i], err = s.expand(v); err != nil {
+			return nil, err
+		}
+	}
+	return out, nil
+}
+
+func (s *scope) expandMounts(in []mount.Mount) ([]mount.Mount, error) {
+	out := make([]mount.Mount, len(in))
+	for i, m := range in {
+		var err error
+		if m.Source, err = s.expand(m.Source); err != nil {
+			return nil, fmt.Errorf("source %q: %w", m.Source, err)
+		}
+		if m.Target, err = s.expand(m.Target); err != nil {
+			return nil, fmt.Errorf("target %q: %w", m.Target, err)
+		}
+		if m.VolumeOptions != nil {
+			vo := *m.VolumeOptions
+			if vo.Labels, err = s.expandMap(vo.Labels); err != nil {
+				return nil, fmt.Errorf("labels of volume %q: %w", m.Source, err)
+			}
+			if vo.DriverConfig != nil {
+				dc := *vo.DriverConfig
+				if dc.Options, err = s.expandMap(dc.Options); err != nil {
+					return nil, fmt.Errorf("options of volume %q: %w", m.Source, err)
+				}
+				vo.DriverConfig = &dc
+			}
+			m.VolumeOptions = &vo
+		}
+		out[i] = m
+	}
+	return out, nil
+}
+
+func (s *scope) expandMap(in map[string]string) (map[string]string, error) {
+	if in == nil {
+		return nil, nil
+	}
+	out := make(map[string]string, len(in))
+	for k, v := range in {
+		e, err := s.expand(v)
+		if err != nil {
+			return nil, err
+		}
+		out[k] = e
+	}
+	return out, nil
+}

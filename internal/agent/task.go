@@ -1,0 +1,216 @@
+package agent
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"github.com/skep-swarm/skep/internal/model"
+	"github.com/skep-swarm/skep/internal/wire/pb"
+)
+
+const (
+	firstBackoff = 100 * time.Millisecond
+	maxBackoff   = 10 * time.Second
+)
+
+// ContainerID is the ID of a task's container, derived from the task's (external) ID so that making it again is idempotent.
+func ContainerID(taskID string) string {
+	sum := sha256.Sum256([]byte(taskID))
+	return hex.EncodeToString(sum[:])
+}
+
+// doer is a task's actions with what comes after its end.
+type doer interface {
+	actions
+	// Release gives back what only a running task needs: network, host ports, the open log.
+	Release(ctx context.Context) error
+	// Remove makes everything of the task disappear.
+	Remove(ctx context.Context) error
+}
+
+// task is one task's life on this node: one goroutine that takes steps, and a desired state that others set.
+type task struct {
+	a         *Agent
+	id        model.TaskID
+	container string
+	do        doer
+	wake      chan struct{} // holds a token when something changed
+	ended     chan struct{} // closed when the task has ended and its log is complete
+	endOnce   sync.Once
+
+	mu        sync.Mutex
+	msg       *pb.Task
+	tpl       *template
+	desired   model.TaskState
+	removed   bool
+	st        status
+	prepared  bool               // in this process
+	interrupt context.CancelFunc // of the step under way
+}
+
+func newTask(a *Agent, m *pb.Task, tpl *template, st status) *task {
+	t := &task{a: a, id: taskID(m), container: ContainerID(m.Id), msg: m, tpl: tpl, desired: model.TaskState(m.Desired), st: st,
+		wake: make(chan struct{}, 1), ended: make(chan struct{})}
+	t.do = &controller{a: a, t: t}
+	return t
+}
+
+// assign sets what the managers want; a desired state never goes back.
+func (t *task) assign(m *pb.Task) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.desired = max(t.desired, model.TaskState(m.Desired))
+	t.msg = m
+	// Another one's last word (orphaned): this node must not go on with it.
+	if theirs := model.TaskState(m.State); theirs.Terminal() && !t.st.State.Terminal() {
+		t.desired = max(t.desired, model.StateShutdown)
+	}
+	t.nudge()
+}
+
+// remove makes the task disappear from the node.
+func (t *task) remove() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.removed = true
+	t.nudge()
+}
+
+// nudge wakes the goroutine and ends a step that the task no longer wants; t.mu is held.
+func (t *task) nudge() {
+	if t.interrupt != nil && (t.removed || t.desired >= model.StateShutdown) {
+		t.interrupt()
+	}
+	select {
+	case t.wake <- struct{}{}:
+	default:
+	}
+}
+
+// begin makes the context of a step, or tells that the task is to be removed.
+func (t *task) begin(ctx context.Context) (octx context.Context, done func(), st status, desired model.TaskState, prepared, removed bool) {
+	octx, cancel := context.WithCancel(ctx)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	// A stop under way is what a task with that desired state wants: it is interrupted only to be removed.
+	t.interrupt = cancel
+	if t.desired >= model.StateShutdown {
+		t.interrupt = nil
+	}
+	done = func() {
+		t.mu.Lock()
+		t.interrupt = nil
+		t.mu.Unlock()
+		cancel()
+	}
+	return octx, done, t.st, t.desired, t.prepared, t.removed
+}
+
+// run takes steps until the task is removed or ctx ends.
+func (t *task) run(ctx context.Context) {
+	// What an ended task of the last process still had, the full pass at start takes away.
+	_, _, st := t.snapshot()
+	released := st.State.Terminal()
+	if released {
+		t.finish()
+	}
+	wait := firstBackoff
+	for ctx.Err() == nil {
+		octx, done, st, desired, prepared, removed := t.begin(ctx)
+		var err error
+		switch {
+		case removed:
+			if st.State >= model.StateStarting && !st.State.Terminal() {
+				err = t.do.Stop(ctx)
+			}
+			if err == nil {
+				err = t.do.Remove(ctx)
+			}
+			if err == nil {
+				done()
+				t.finish()
+				t.a.forget(t)
+				return
+			}
+		case st.State.Terminal() && !released:
+			if err = t.do.Release(ctx); err == nil {
+				released = true
+				t.finish()
+			}
+		default:
+			var next status
+			if next, err = step(octx, st, desired, prepared, t.do); err == nil {
+				t.advance(next)
+			}
+		}
+		interrupted := octx.Err() != nil
+		done()
+		switch {
+		case err == nil:
+			wait = firstBackoff
+		case errors.Is(err, errPark):
+			t.sleep(ctx, 0)
+		case interrupted:
+			// Another state is wanted now.
+		default:
+			t.a.cfg.Log.Warn("a task's step has to be repeated", "task", t.msg.Id, "state", st.State.String(), "err", err)
+			t.sleep(ctx, wait+rand.N(wait/2))
+			wait = min(2*wait, maxBackoff)
+		}
+	}
+}
+
+// sleep waits for a change, at most d when d is not 0.
+func (t *task) sleep(ctx context.Context, d time.Duration) {
+	var timer <-chan time.Time
+	if d > 0 {
+		tm := time.NewTimer(d)
+		defer tm.Stop()
+		timer = tm.C
+	}
+	select {
+	case <-t.wake:
+	case <-timer:
+	case <-ctx.Done():
+	}
+}
+
+func (t *task) finish() { t.endOnce.Do(func() { close(t.ended) }) }
+
+// advance takes the next status, writes it down and lets it be reported. A state never goes back.
+func (t *task) advance(next status) {
+	t.mu.Lock()
+	if next.State < t.st.State || t.st.State.Terminal() {
+		t.mu.Unlock()
+		return
+	}
+	if next.State >= model.StateReady {
+		t.prepared = true
+	}
+	t.st = next
+	t.mu.Unlock()
+	t.a.saveStatus(t.id, next)
+	t.a.rep.mark(t.id)
+}
+
+func (t *task) snapshot() (*pb.Task, *template, status) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.msg, t.tpl, t.st
+}
+
+func (t *task) info() TaskInfo {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	i := TaskInfo{ID: t.id, ExternalID: t.msg.Id, ContainerID: t.container, Desired: t.desired, State: t.st.State, Message: t.st.Message,
+		Err: t.st.Err, PID: t.st.PID, ExitCode: t.st.ExitCode, HostPorts: t.st.HostPorts}
+	if t.tpl != nil {
+		i.ServiceName = t.tpl.msg.ServiceName
+	}
+	return i
+}
