@@ -3,6 +3,7 @@ package netplan
 import (
 	"fmt"
 	"net/netip"
+	"strconv"
 	"strings"
 )
 
@@ -176,16 +177,24 @@ func (m Match) String() string {
 	case Jump:
 		say("jump %s", m.Target)
 	case Balance:
-		say("dnat %s to numgen random mod %d map {", ip, len(m.To))
-		for i, a := range m.To {
-			sep := ","
-			if i == len(m.To)-1 {
-				sep = " }"
-			}
-			say("%d : %s . %d%s", i, a.Addr(), a.Port(), sep)
-		}
+		w = append(w, balance(ip, m.To))
 	default:
 		say("%s", verbs[m.Verb])
 	}
 	return strings.Join(w, " ")
+}
+
+// balance is written without fmt: rules are compared by their text, and one
+// may name a thousand backends.
+func balance(ip string, to []netip.AddrPort) string {
+	b := fmt.Appendf(make([]byte, 0, 64+32*len(to)), "dnat %s to numgen random mod %d map {", ip, len(to))
+	for i, a := range to {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = strconv.AppendInt(append(b, ' '), int64(i), 10)
+		b = a.Addr().AppendTo(append(b, " : "...))
+		b = strconv.AppendUint(append(b, " . "...), uint64(a.Port()), 10)
+	}
+	return string(append(b, " }"...))
 }

@@ -1,7 +1,6 @@
 package netplan
 
 import (
-	"cmp"
 	"net/netip"
 	"slices"
 )
@@ -150,9 +149,8 @@ func PortChain(p Port) Chain {
 func (k PortKey) Chain() string { return k.chain() }
 
 func uniq(in []netip.AddrPort) []netip.AddrPort {
-	out := slices.SortedFunc(slices.Values(in), func(a, b netip.AddrPort) int {
-		return cmp.Or(a.Addr().Compare(b.Addr()), cmp.Compare(a.Port(), b.Port()))
-	})
+	out := slices.Clone(in)
+	slices.SortFunc(out, netip.AddrPort.Compare)
 	return slices.Compact(out)
 }
 
