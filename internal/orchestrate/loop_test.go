@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -199,7 +200,7 @@ func (w *world) judge() {
 			w.t.Errorf("%v wants to run, but its service is gone", p)
 			continue
 		}
-		if n > 1 && svc.Spec().UpdateConfig.Order != swarm.UpdateOrderStartFirst || n > 2 {
+		if n > 2 || n > 1 && !slices.ContainsFunc(svc.Revisions, startsFirst) {
 			w.t.Errorf("%d tasks want to run in %v", n, p)
 		}
 	}
@@ -208,6 +209,10 @@ func (w *world) judge() {
 			w.judgeSlots(s)
 		}
 	}
+}
+
+func startsFirst(r *model.Revision) bool {
+	return r.Spec.Typed.UpdateConfig.Order == swarm.UpdateOrderStartFirst
 }
 
 // judgeSlots demands slots 1 to N for a replicated service, no more.
