@@ -91,7 +91,7 @@ func newLab(t testing.TB) *lab {
 		a4, a6 string
 	}{{l.host, hostIP4, hostIP6}, {l.client, clientIP4, clientIP6}} {
 		l.sh(v.ns, "ip link set lo up")
-		l.sh(v.ns, "ip link set eth0 addrgenmode none")
+		l.sh(v.ns, "sysctl -qw net.ipv6.conf.eth0.accept_dad=0")
 		l.sh(v.ns, "ip link set eth0 up")
 		l.sh(v.ns, "ip addr add %s/24 dev eth0", v.a4)
 		l.sh(v.ns, "ip addr add %s/64 dev eth0 nodad", v.a6)

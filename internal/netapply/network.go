@@ -9,6 +9,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"syscall"
 
 	"github.com/skep-swarm/skep/internal/netplan"
 )
@@ -189,6 +190,9 @@ func (n *Network) passBase(_ context.Context, plan netplan.Plan) (int, error) {
 	// The link first: its sysctls exist only with it.
 	c, err := n.host.reconcile(plan.Host, n.resolve, nil)
 	total += c
+	if errors.Is(err, syscall.EEXIST) {
+		return total, fmt.Errorf("another program of this host uses an address or a route of the gateway network, choose another pool: %w", err)
+	}
 	if err != nil {
 		return total, err
 	}
@@ -424,6 +428,7 @@ func (n *Network) Destroy(_ context.Context, instance string) error {
 	defer fw.close()
 	errs := []error{fw.remove(node.HostLink()), fw.retractForwarding(node.HostLink()), host.reset(node.HostLink())}
 	n.closeGateway()
+	n.reopen() // Run's sockets would keep the sandbox alive
 	files, err := os.ReadDir(n.cfg.Dir)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		errs = append(errs, fmt.Errorf("read namespace folder: %w", err))

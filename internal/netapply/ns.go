@@ -77,17 +77,6 @@ func touch(path string) error {
 	return unix.Close(fd)
 }
 
-// adoptNS binds the namespace of a living process to path.
-func adoptNS(path string, pid int) error {
-	if err := touch(path); err != nil {
-		return err
-	}
-	if err := unix.Mount(fmt.Sprintf("/proc/%d/ns/net", pid), path, "", unix.MS_BIND, ""); err != nil {
-		return fmt.Errorf("bind network namespace of process %d to %s: %w", pid, path, err)
-	}
-	return nil
-}
-
 // dropNS removes a namespace file with whatever is mounted on it. The
 // namespace lives on while a process is in it.
 func dropNS(path string) error {
@@ -116,6 +105,12 @@ func isNS(path string) bool {
 func sameNS(a, b string) bool {
 	var x, y unix.Stat_t
 	return unix.Stat(a, &x) == nil && unix.Stat(b, &y) == nil && x.Ino == y.Ino && x.Dev == y.Dev
+}
+
+// HasIPv6 tells whether the kernel has IPv6.
+func HasIPv6() bool {
+	_, err := os.Stat("/proc/sys/net/ipv6")
+	return err == nil
 }
 
 func openNS(path string) (int, error) {

@@ -251,6 +251,7 @@ func GatewaySpace(n Node) Space {
 	if !n.IPv6() {
 		return s
 	}
+	s.Sysctls = append(s.Sysctls, enable6)
 	host6, sandbox6 := n.LinkAddrs(true)
 	s.Addrs = append(s.Addrs, Addr{Uplink, netip.PrefixFrom(sandbox6, n.Link6.Bits())},
 		Addr{Bridge, netip.PrefixFrom(first(n.Block6), n.Block6.Bits())})
@@ -268,6 +269,9 @@ var quiet6 = []Sysctl{
 	{Path: "net/ipv6/conf/default/accept_ra", Value: "0", Optional: true},
 	{Path: "net/ipv6/conf/default/addr_gen_mode", Value: "1", Optional: true},
 }
+
+// enable6 counts on hosts that hand their own settings to new namespaces.
+var enable6 = Sysctl{Path: "net/ipv6/conf/default/disable_ipv6", Value: "0"}
 
 // TaskPort plans what one task adds to the sandbox.
 func TaskPort(n Node, t Task) Space {
@@ -324,6 +328,7 @@ func TaskSpace(n Node, t Task) Space {
 	if !n.IPv6() {
 		return s
 	}
+	s.Sysctls = append(slices.Clone(quiet6), enable6)
 	gw6, any6 := first(n.Block6), netip.PrefixFrom(netip.IPv6Unspecified(), 0)
 	s.Addrs = append(s.Addrs, Addr{TaskLink, netip.PrefixFrom(t.Addr6, n.Block6.Bits())})
 	s.Rules = append(s.Rules, Rule{netip.PrefixFrom(t.Addr6, 128), TaskTable, taskRulePref})
