@@ -50,6 +50,9 @@ type Config struct {
 	HeartbeatTimeout time.Duration
 	// SnapshotThreshold is how many entries are applied before a snapshot is taken; default 10,000.
 	SnapshotThreshold uint64
+	// SnapshotBytes is how much is appended before a snapshot is taken even if the
+	// entries are few; default 256 MB.
+	SnapshotBytes uint64
 	// SnapshotInterval is how often that is looked at; default 30 s.
 	SnapshotInterval time.Duration
 	// TrailingLogs is how many entries are kept behind a snapshot for slow followers; default 500.
@@ -77,6 +80,7 @@ func (c Config) withDefaults() (Config, error) {
 	set(&c.MaxInFlight, 256)
 	set(&c.HeartbeatTimeout, time.Second)
 	set(&c.SnapshotThreshold, 10_000)
+	set(&c.SnapshotBytes, 256<<20)
 	set(&c.SnapshotInterval, 30*time.Second)
 	set(&c.TrailingLogs, 500)
 	set(&c.SnapshotsKept, 2)

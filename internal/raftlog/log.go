@@ -179,6 +179,7 @@ func (l *Log) Run(ctx context.Context) error {
 	wg.Go(func() { l.watchLeadership(loops, r) })
 	wg.Go(func() { l.serveReads(loops, r) })
 	wg.Go(func() { l.watchSpace(loops) })
+	wg.Go(func() { l.watchSize(loops) })
 
 	select {
 	case <-ctx.Done():
@@ -309,3 +310,29 @@ func (l *Log) watchSpace(ctx context.Context) {
 		}
 	}
 }
+
+// watchSize takes a snapshot when much was appended: raft counts entries only, and
+// entries may be large.
+func (l *Log) watchSize(ctx context.Context) {
+	tick := time.NewTicker(sizeInterval)
+	defer tick.Stop()
+	var done uint64
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		written := l.store.written.Load()
+		if written-done < l.cfg.SnapshotBytes {
+			continue
+		}
+		if err := l.Snapshot(ctx); err != nil && ctx.Err() == nil {
+			l.cfg.Logger.Warn("the log is not cut", "error", err)
+			continue
+		}
+		done = written
+	}
+}
+
+const sizeInterval = 500 * time.Millisecond

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 
 	"github.com/hashicorp/raft"
 )
@@ -16,43 +17,66 @@ import (
 // encrypted and bound to its place in the log. Readers get plaintext, also when a
 // snapshot is sent to another member, which encrypts it with its own key.
 type snapshots struct {
+	dir   string
 	inner raft.SnapshotStore
 	key   [32]byte
+
+	mu   sync.Mutex
+	open map[string]bool // being written
 }
 
 var _ raft.SnapshotStore = (*snapshots)(nil)
 
 func openSnapshots(dir string, keep int, key [32]byte, logger *hcLogger) (*snapshots, error) {
-	// A crash leaves half-written snapshots behind; nothing else removes them.
-	entries, err := os.ReadDir(filepath.Join(dir, "snapshots"))
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
+	s := &snapshots{dir: filepath.Join(dir, "snapshots"), key: key, open: make(map[string]bool)}
+	if err := s.sweep(); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("open snapshots: %w", err)
+	}
+	var err error
+	if s.inner, err = raft.NewFileSnapshotStoreWithLogger(dir, keep, logger); err != nil {
+		return nil, fmt.Errorf("open snapshots: %w", err)
+	}
+	return s, nil
+}
+
+// sweep removes what unfinished snapshots left behind, which the library does not:
+// after a crash, or because the disk got full. On a full disk each attempt would
+// leave its share there.
+func (s *snapshots) sweep() error {
+	entries, err := os.ReadDir(s.dir)
+	if err != nil {
+		return err
 	}
 	for _, e := range entries {
-		if strings.HasSuffix(e.Name(), ".tmp") {
-			if err := os.RemoveAll(filepath.Join(dir, "snapshots", e.Name())); err != nil {
-				return nil, fmt.Errorf("remove unfinished snapshot: %w", err)
-			}
+		id, unfinished := strings.CutSuffix(e.Name(), ".tmp")
+		if unfinished && !s.open[id] {
+			err = errors.Join(err, os.RemoveAll(filepath.Join(s.dir, e.Name())))
 		}
 	}
-	inner, err := raft.NewFileSnapshotStoreWithLogger(dir, keep, logger)
-	if err != nil {
-		return nil, fmt.Errorf("open snapshots: %w", err)
-	}
-	return &snapshots{inner: inner, key: key}, nil
+	return err
 }
 
 func (s *snapshots) Create(version raft.SnapshotVersion, index, term uint64, configuration raft.Configuration,
 	configurationIndex uint64, trans raft.Transport) (raft.SnapshotSink, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	sink, err := s.inner.Create(version, index, term, configuration, configurationIndex, trans)
 	if err != nil {
-		return nil, fmt.Errorf("make snapshot: %w", err)
+		return nil, errors.Join(fmt.Errorf("make snapshot: %w", err), s.sweep())
 	}
 	seal, err := newSealWriter(sink, s.key, snapshotContext(index, term))
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("make snapshot: %w", err), sink.Cancel())
+		return nil, errors.Join(fmt.Errorf("make snapshot: %w", err), sink.Cancel(), s.sweep())
 	}
-	return &snapshotSink{SnapshotSink: sink, seal: seal}, nil
+	s.open[sink.ID()] = true
+	return &snapshotSink{SnapshotSink: sink, seal: seal, store: s}, nil
+}
+
+func (s *snapshots) closed(id string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.open, id)
+	return s.sweep()
 }
 
 func (s *snapshots) List() ([]*raft.SnapshotMeta, error) {
@@ -90,6 +114,7 @@ func snapshotContext(index, term uint64) []byte {
 type snapshotSink struct {
 	raft.SnapshotSink
 	seal   *sealWriter
+	store  *snapshots
 	closed bool
 }
 
@@ -100,13 +125,19 @@ func (s *snapshotSink) Close() error {
 		return nil
 	}
 	s.closed = true
-	if err := s.seal.Close(); err != nil {
-		return errors.Join(fmt.Errorf("write snapshot: %w", err), s.SnapshotSink.Cancel())
+	err := s.seal.Close()
+	if err != nil {
+		err = errors.Join(fmt.Errorf("write snapshot: %w", err), s.SnapshotSink.Cancel())
+	} else {
+		err = s.SnapshotSink.Close()
 	}
-	return s.SnapshotSink.Close()
+	return errors.Join(err, s.store.closed(s.ID()))
 }
 
 func (s *snapshotSink) Cancel() error {
+	if s.closed {
+		return nil
+	}
 	s.closed = true
-	return s.SnapshotSink.Cancel()
+	return errors.Join(s.SnapshotSink.Cancel(), s.store.closed(s.ID()))
 }

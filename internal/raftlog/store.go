@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -21,6 +22,8 @@ type store struct {
 	// fatal is called, once or more, with what makes this member unable to go on.
 	fatal func(error)
 	done  <-chan struct{} // closed when the log stops
+	// written counts the bytes appended, as sealed.
+	written atomic.Uint64
 
 	mu    sync.Mutex
 	quiet map[uint64]struct{} // entries of raft's own, which never reach the machine
@@ -50,8 +53,14 @@ func (s *store) LastIndex() (index uint64, err error) {
 	return index, err
 }
 
+// GetLog waits, while raft runs, for a log that a full disk keeps closed: raft
+// panics when it cannot read what it must apply.
 func (s *store) GetLog(index uint64, log *raft.Log) error {
-	err := s.file.read(func(w *wal.WAL) error { return w.GetLog(index, log) })
+	var err error
+	s.patiently(func() error {
+		err = s.file.read(func(w *wal.WAL) error { return w.GetLog(index, log) })
+		return err
+	})
 	if errors.Is(err, wal.ErrNotFound) {
 		return raft.ErrLogNotFound
 	}
@@ -90,11 +99,8 @@ func (s *store) openRecord(index uint64, log *raft.Log) error {
 // must apply; a goroutine of its that ends instead leaves the rest of the daemon the
 // time to stop, and Run returns the error.
 func (s *store) fail(err error) {
-	s.mu.Lock()
-	live := s.live
-	s.mu.Unlock()
-	if !live {
-		return // Open reports it
+	if !s.isLive() {
+		return // Run reports it
 	}
 	s.fatal(err)
 	runtime.Goexit()
@@ -120,7 +126,8 @@ func (s *store) StoreLogs(logs []*raft.Log) error {
 	if err := s.file.storeLogs(sealed); err != nil {
 		return s.writeFailed(fmt.Errorf("append to log: %w", err))
 	}
-	for _, l := range logs {
+	for i, l := range logs {
+		s.written.Add(uint64(len(sealed[i].Data)))
 		s.note(l)
 	}
 	return nil
@@ -221,6 +228,12 @@ func (s *store) setLive() {
 	s.live = true
 }
 
+func (s *store) isLive() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.live
+}
+
 // Get returns nil without an error when there is no such key, as raft expects.
 func (s *store) Get(key []byte) (val []byte, err error) {
 	err = s.file.read(func(w *wal.WAL) error { val, err = w.Get(key); return err })
@@ -246,25 +259,32 @@ func (s *store) SetUint64(key []byte, val uint64) error {
 // save its term, so while it runs, Set waits until there is room again: a member
 // that cannot vote is as good as absent, and the others go on without it.
 func (s *store) Set(key, val []byte) error {
+	var err error
+	s.patiently(func() error {
+		err = s.file.write(func(w *wal.WAL) error { return w.Set(key, val) }, noUndo)
+		return err
+	})
+	if err == nil {
+		return nil
+	}
+	err = fmt.Errorf("save %q: %w", key, err)
+	if s.isLive() {
+		s.fatal(err)
+		runtime.Goexit() // see fail
+	}
+	return err
+}
+
+// patiently tries until the disk is not what stands in the way. Before raft runs it
+// tries once. When the log stops meanwhile, the goroutine ends: raft must neither
+// take the thing for done nor panic.
+func (s *store) patiently(try func() error) {
 	for pause := 50 * time.Millisecond; ; pause = min(2*pause, time.Second) {
-		err := s.file.write(func(w *wal.WAL) error { return w.Set(key, val) }, noUndo)
-		if err == nil {
-			return nil
-		}
-		err = fmt.Errorf("save %q: %w", key, err)
-		s.mu.Lock()
-		live := s.live
-		s.mu.Unlock()
-		if !live {
-			return err
-		}
-		if !isFull(err) {
-			s.fatal(err)
-			runtime.Goexit() // see fail
+		if err := try(); !isFull(err) || !s.isLive() {
+			return
 		}
 		select {
 		case <-s.done:
-			// Raft must not take the value for saved, nor panic.
 			runtime.Goexit()
 		case <-time.After(pause):
 		}

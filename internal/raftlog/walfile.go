@@ -66,14 +66,33 @@ func (f *walFile) close() error {
 	return w.Close()
 }
 
-// read lets fn use the log.
+// read lets fn use the log. A log that could not be opened again after a failed
+// write is tried once more.
 func (f *walFile) read(fn func(*wal.WAL) error) error {
+	if err := f.heal(); err != nil {
+		return err
+	}
 	f.mu.RLock()
 	defer f.mu.RUnlock()
 	if f.w == nil {
 		return f.unusable()
 	}
 	return fn(f.w)
+}
+
+func (f *walFile) heal() error {
+	f.mu.RLock()
+	ill := f.w == nil && !f.closed && f.broken != nil
+	f.mu.RUnlock()
+	if !ill {
+		return nil
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.w != nil || f.closed {
+		return nil
+	}
+	return f.open()
 }
 
 func (f *walFile) unusable() error {
@@ -104,10 +123,7 @@ func (f *walFile) tryWrite(fn func(*wal.WAL) error) error {
 	f.mu.RLock()
 	defer f.mu.RUnlock()
 	if f.w == nil {
-		if f.closed {
-			return ErrNotRunning
-		}
-		return f.broken
+		return f.unusable()
 	}
 	return fn(f.w)
 }
