@@ -140,9 +140,9 @@ func onlyAddress() (netip.Addr, error) {
 	}
 	switch len(found) {
 	case 0:
-		return netip.Addr{}, model.Invalidf("could not find the system's IP address - specify one with --advertise-addr")
+		return netip.Addr{}, model.Invalidf("could not find the system's IP address")
 	case 1:
 		return found[0], nil
 	}
-	return netip.Addr{}, model.Invalidf("could not choose an IP address to advertise since this system has multiple addresses on different interfaces (%s) - specify one with --advertise-addr", strings.Join(names, " and "))
+	return netip.Addr{}, model.Invalidf("could not choose an IP address to advertise since this system has multiple addresses on different interfaces (%s)", strings.Join(names, " and "))
 }

@@ -133,7 +133,7 @@ func (b *backend) CheckPorts(ctx context.Context, list []swarm.PortConfig) ([]do
 			mu.Lock()
 			defer mu.Unlock()
 			for _, c := range clashes {
-				out = append(out, dockerapi.PortRefusal{Node: n.ID, Protocol: c.Protocol, Port: c.Port, Message: c.Message})
+				out = append(out, dockerapi.PortRefusal{Node: n.ID, Protocol: c.Protocol, Port: uint32(c.Port), Message: c.Message})
 			}
 		})
 	}

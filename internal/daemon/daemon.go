@@ -161,6 +161,7 @@ func (l *layer) stop() error {
 // apiServer serves Docker's API and skep's own on every listener.
 type apiServer struct {
 	h         *host
+	m         *member
 	handler   http.Handler
 	docker    *dockerapi.Server
 	listeners []net.Listener
@@ -175,11 +176,14 @@ func newAPI(h *host, m *member, listeners []net.Listener, below func() error) *a
 	mux := http.NewServeMux()
 	mux.Handle("/skep/", skepapi.New(&downer{h: h, m: m, below: below}))
 	mux.Handle("/", docker)
-	return &apiServer{h: h, handler: mux, docker: docker, listeners: listeners}
+	return &apiServer{h: h, m: m, handler: mux, docker: docker, listeners: listeners}
 }
 
 func (a *apiServer) parts() []func(context.Context) error {
 	parts := []func(context.Context) error{a.docker.Run}
+	if addr := a.h.cfg.MetricsAddr; addr != "" {
+		parts = append(parts, func(ctx context.Context) error { return serveMetrics(ctx, addr, a.m) })
+	}
 	for _, l := range a.listeners {
 		parts = append(parts, func(ctx context.Context) error { return a.serve(ctx, l) })
 	}
