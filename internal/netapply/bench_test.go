@@ -18,8 +18,17 @@ func cpu(t testing.TB) time.Duration {
 }
 
 func BenchmarkTask(b *testing.B) {
+	for _, watched := range []bool{false, true} {
+		b.Run(map[bool]string{false: "alone", true: "watched"}[watched], func(b *testing.B) { benchTask(b, watched) })
+	}
+}
+
+func benchTask(b *testing.B, watched bool) {
 	l := newLab(b)
 	l.sync()
+	if watched {
+		l.run()
+	}
 	ctx := context.Background()
 	var add, remove time.Duration
 	i := 0

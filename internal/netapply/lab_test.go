@@ -247,11 +247,23 @@ func host(a net.Addr) string {
 }
 
 // dial connects from a namespace. The socket stays in it.
-func (l *lab) dial(ns int, network, addr string) (c net.Conn, err error) {
+func (l *lab) dial(ns int, network, addr string) (net.Conn, error) {
+	return l.dialFor(ns, network, addr, 2*time.Second)
+}
+
+// tryAsk asks where no answer is expected.
+func (l *lab) tryAsk(ns int, addr string) (string, error) {
+	c, err := l.dialFor(ns, "tcp", addr, 500*time.Millisecond)
+	if err != nil {
+		return "", err
+	}
+	return ask(c)
+}
+
+func (l *lab) dialFor(ns int, network, addr string, limit time.Duration) (c net.Conn, err error) {
 	err = inNS(ns, func() error {
-		d := net.Dialer{Timeout: 2 * time.Second}
-		// A blocking connect on this very thread: net's resolver is not used
-		// for literal addresses, and the socket is made here.
+		// The address is a literal, so the socket is made on this very thread.
+		d := net.Dialer{Timeout: limit}
 		c, err = d.Dial(network, addr)
 		return err
 	})

@@ -30,7 +30,7 @@ var rtGroups = []int{
 // openMonitor opens a socket in the namespace that fd refers to. With all, it
 // also hears every namespace that has a link into that one. Messages whose
 // sender is port are dropped by the kernel.
-func openMonitor(fd, proto int, groups []int, all bool, port uint32) (*monitor, error) {
+func openMonitor(fd, proto int, groups []int, all bool, prog []unix.SockFilter) (*monitor, error) {
 	var m *monitor
 	err := inNS(fd, func() error {
 		s, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, proto)
@@ -38,7 +38,7 @@ func openMonitor(fd, proto int, groups []int, all bool, port uint32) (*monitor, 
 			return err
 		}
 		_ = unix.SetsockoptInt(s, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 2<<20)
-		if err = ignoreSender(s, port); err == nil {
+		if err = attach(s, prog); err == nil {
 			err = unix.Bind(s, &unix.SockaddrNetlink{Family: unix.AF_NETLINK})
 		}
 		for _, g := range groups {
@@ -60,18 +60,38 @@ func openMonitor(fd, proto int, groups []int, all bool, port uint32) (*monitor, 
 	return m, nil
 }
 
-// ignoreSender attaches a socket filter that drops messages sent by port.
-func ignoreSender(fd int, port uint32) error {
-	if port == 0 {
-		return nil
-	}
+// ignoreSender drops, in the kernel, nftables messages that port has caused.
+func ignoreSender(port uint32) []unix.SockFilter {
 	// A load of a classic filter is big-endian, the header is not.
 	k := binary.BigEndian.Uint32(native.AppendUint32(nil, port))
-	prog := []unix.SockFilter{
+	return []unix.SockFilter{
 		{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: 12}, // nlmsg_pid
 		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, Jt: 0, Jf: 1, K: k},
 		{Code: unix.BPF_RET | unix.BPF_K, K: 0},
 		{Code: unix.BPF_RET | unix.BPF_K, K: 0xffffffff},
+	}
+}
+
+// onlyRemovals drops, in the kernel, rtnetlink messages that never tell of a
+// loss: a task that is added causes some twenty.
+func onlyRemovals() []unix.SockFilter {
+	types := []uint16{
+		unix.RTM_NEWLINK, unix.RTM_DELLINK, unix.RTM_DELADDR, unix.RTM_DELROUTE, unix.RTM_DELRULE, unix.RTM_DELNEIGH,
+	}
+	prog := []unix.SockFilter{{Code: unix.BPF_LD | unix.BPF_H | unix.BPF_ABS, K: 4}} // nlmsg_type
+	for i, t := range types {
+		k := binary.BigEndian.Uint16(native.AppendUint16(nil, t))
+		prog = append(prog, unix.SockFilter{
+			Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, Jt: uint8(len(types) - i), K: uint32(k),
+		})
+	}
+	return append(prog, unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K, K: 0},
+		unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K, K: 0xffffffff})
+}
+
+func attach(fd int, prog []unix.SockFilter) error {
+	if len(prog) == 0 {
+		return nil
 	}
 	return unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: uint16(len(prog)), Filter: &prog[0]})
 }

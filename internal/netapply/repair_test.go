@@ -221,7 +221,7 @@ func (l *lab) listen() func() []string {
 		{l.gateway(), unix.NETLINK_ROUTE, rtGroups},
 		{l.gateway(), unix.NETLINK_NETFILTER, []int{groupNFTables}},
 	} {
-		m, err := openMonitor(v.ns, v.proto, v.groups, true, 0)
+		m, err := openMonitor(v.ns, v.proto, v.groups, true, nil)
 		must(l.t, err)
 		monitors = append(monitors, m)
 		go func() {

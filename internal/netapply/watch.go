@@ -179,15 +179,15 @@ func (w *watch) listen() ([]*monitor, error) {
 		fd, proto int
 		groups    []int
 		all       bool
-		port      uint32
+		prog      []unix.SockFilter
 		each      func(event)
 	}{
-		{n.host.fd, unix.NETLINK_ROUTE, rtGroups, false, 0, func(e event) {
+		{n.host.fd, unix.NETLINK_ROUTE, rtGroups, false, onlyRemovals(), func(e event) {
 			if relevantHost(e, link, int(n.hostIndex.Load())) {
 				w.mark(dirt{links: true})
 			}
 		}},
-		{n.gw.fd, unix.NETLINK_ROUTE, rtGroups, true, 0, func(e event) {
+		{n.gw.fd, unix.NETLINK_ROUTE, rtGroups, true, onlyRemovals(), func(e event) {
 			switch {
 			case !relevantGateway(e), e.typ == unix.RTM_DELLINK && !n.known(parseLink(e.body).name):
 			case e.nsid >= 0:
@@ -196,18 +196,18 @@ func (w *watch) listen() ([]*monitor, error) {
 				w.mark(dirt{links: true})
 			}
 		}},
-		{n.host.fd, unix.NETLINK_NETFILTER, []int{groupNFTables}, false, n.hostFW.port, func(e event) {
+		{n.host.fd, unix.NETLINK_NETFILTER, []int{groupNFTables}, false, ignoreSender(n.hostFW.port), func(e event) {
 			if relevantFilter(e, link) {
 				w.mark(dirt{filters: true})
 			}
 		}},
-		{n.gw.fd, unix.NETLINK_NETFILTER, []int{groupNFTables}, false, n.gwFW.port, func(e event) {
+		{n.gw.fd, unix.NETLINK_NETFILTER, []int{groupNFTables}, false, ignoreSender(n.gwFW.port), func(e event) {
 			if relevantFilter(e, link) {
 				w.mark(dirt{filters: true})
 			}
 		}},
 	} {
-		m, err := openMonitor(v.fd, v.proto, v.groups, v.all, v.port)
+		m, err := openMonitor(v.fd, v.proto, v.groups, v.all, v.prog)
 		if err != nil {
 			for _, o := range out {
 				o.close()
