@@ -67,7 +67,7 @@ func (r *Runtime) startShim(id string) (*shimProcess, error) {
 	defer errors.Close()
 	process, err := os.StartProcess(r.cfg.Shim, []string{r.cfg.Shim, "serve", r.Namespace(), socket}, &os.ProcAttr{
 		Dir:   "/",
-		Env:   []string{"PATH=" + os.Getenv("PATH"), "GOMAXPROCS=2"},
+		Env:   []string{"PATH=" + os.Getenv("PATH"), "GOMAXPROCS=1"}, // one at a time is enough, and each more costs memory
 		Files: []*os.File{null, null, errors, inherited},
 		Sys:   &syscall.SysProcAttr{Setsid: true},
 	})
