@@ -18,7 +18,7 @@ up: install-deps docker-cli build ## start a one-node swarm here and a web serve
 
 .PHONY: down
 down: build ## stop what `make up` started and leave nothing behind
-	@bin/skep down
+	@env -u DOCKER_HOST -u DOCKER_CONTEXT -u SKEP_HOST bin/skep down
 
 .PHONY: build
 build: ## build bin/skep with its helpers embedded, and the tools of demo and tests

@@ -29,8 +29,8 @@ func commands() map[string]command {
 		"waitservice": waitService,
 		"loadimage":   loadImage,
 		"pids":        pids,
-		"node":        func(ctx context.Context, s *story, args []string) (string, error) { return inside(ctx, s.node, args) },
-		"client":      func(ctx context.Context, s *story, args []string) (string, error) { return inside(ctx, s.client, args) },
+		"node":        func(ctx context.Context, s *story, args []string) (string, error) { return s.inside(ctx, s.node, args) },
+		"client":      func(ctx context.Context, s *story, args []string) (string, error) { return s.inside(ctx, s.client, args) },
 		"snapshot":    snapshot,
 		"nodiff":      noDiff,
 		"traffic":     trafficCommand,
@@ -38,11 +38,20 @@ func commands() map[string]command {
 	}
 }
 
-func inside(ctx context.Context, h *lab.Host, args []string) (string, error) {
+// inside runs a program inside a host, with the script's environment.
+func (s *story) inside(ctx context.Context, h *lab.Host, args []string) (string, error) {
 	if len(args) == 0 {
 		return "", errors.New("want a program")
 	}
-	return h.Output(ctx, args[0], args[1:]...)
+	cmd := h.Command(ctx, args[0], args[1:]...)
+	cmd.Env, cmd.Dir = s.environ(), s.work
+	var stderr strings.Builder
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		err = fmt.Errorf("%w: %s", err, strings.TrimSpace(stderr.String()))
+	}
+	return string(out), err
 }
 
 // curl [-from client|node] [-n COUNT] URL prints the bodies of COUNT requests.

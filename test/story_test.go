@@ -157,6 +157,7 @@ func newStory(env *testscript.Env, shared *sharedParts) (*story, error) {
 	env.Setenv("HOME", dir)
 	env.Setenv("DOCKER_HOST", "unix://"+s.socket())
 	env.Setenv("DOCKER_CONFIG", dir)
+	env.Setenv("ROOT", shared.root)
 	env.Setenv("DATA", s.data())
 	env.Setenv("SOCKET", s.socket())
 	env.Setenv("DAEMON_LOG", s.daemonLog.Name())
