@@ -151,3 +151,36 @@ func BenchmarkSnapshotStream(b *testing.B) {
 		}
 	}
 }
+
+// BenchmarkEncryptionOverhead compares an encrypted log with a plain one in the same
+// run, in turns, with batches of 1,000 objects from 8 writers.
+func BenchmarkEncryptionOverhead(b *testing.B) {
+	plain := benchLog(b, func(cfg *Config) { cfg.noEncrypt = true })
+	sealed := benchLog(b, nil)
+	data := bytes.Repeat([]byte{7}, 200_000)
+	burst := func(l *Log) (wall, cpu time.Duration) {
+		began, used := time.Now(), cpuTime()
+		var wg sync.WaitGroup
+		for range 8 {
+			wg.Go(func() {
+				for range 25 {
+					if _, _, err := l.Propose(context.Background(), bytes.Clone(data)); err != nil {
+						b.Error(err)
+					}
+				}
+			})
+		}
+		wg.Wait()
+		return time.Since(began), cpuTime() - used
+	}
+	var wall, cpu [2]time.Duration
+	for b.Loop() {
+		for i, l := range []*Log{plain, sealed} {
+			w, c := burst(l)
+			wall[i], cpu[i] = wall[i]+w, cpu[i]+c
+		}
+	}
+	b.ReportMetric(float64(wall[1])/float64(wall[0]), "time-ratio")
+	b.ReportMetric(float64(cpu[1])/float64(cpu[0]), "cpu-ratio")
+	b.ReportMetric(float64(b.N)*200*1000/wall[1].Seconds(), "objects/s")
+}

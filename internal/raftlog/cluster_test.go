@@ -178,7 +178,7 @@ func TestCatchUpBySnapshot(t *testing.T) {
 	for i := range 200 {
 		n1.propose(t, fmt.Sprintf("while away %d", i))
 	}
-	if err := n1.Snapshot(t.Context()); err != nil {
+	if err := n1.Compact(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	n1.propose(t, "after the snapshot")

@@ -241,7 +241,7 @@ func TestDamagedSnapshot(t *testing.T) {
 	m.lead(t)
 	for i := range 2 {
 		m.propose(t, fmt.Sprintf("p%d", i))
-		if err := m.Snapshot(t.Context()); err != nil {
+		if err := m.Compact(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 	}

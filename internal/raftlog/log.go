@@ -327,7 +327,7 @@ func (l *Log) watchSize(ctx context.Context) {
 		if written-done < l.cfg.SnapshotBytes {
 			continue
 		}
-		if err := l.Snapshot(ctx); err != nil && ctx.Err() == nil {
+		if err := l.Compact(ctx); err != nil && ctx.Err() == nil {
 			l.cfg.Logger.Warn("the log is not cut", "error", err)
 			continue
 		}

@@ -61,7 +61,7 @@ func TestSnapshotAndRestart(t *testing.T) {
 	for i := range 50 {
 		m.propose(t, fmt.Sprintf("a%d", i))
 	}
-	if err := m.Snapshot(t.Context()); err != nil {
+	if err := m.Compact(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	if first, err := m.store.FirstIndex(); err != nil || first < 40 {
@@ -87,7 +87,7 @@ func TestNothingReadableOnDisk(t *testing.T) {
 	m.lead(t)
 	const secret = "a secret that must not be read from the disk"
 	m.propose(t, secret)
-	if err := m.Snapshot(t.Context()); err != nil {
+	if err := m.Compact(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	m.propose(t, secret+" again")

@@ -62,8 +62,8 @@ func (l *Log) TransferLeadership(ctx context.Context, to string) error {
 	})
 }
 
-// Snapshot takes a snapshot now and cuts the log. It is nil when there is nothing new.
-func (l *Log) Snapshot(ctx context.Context) error {
+// Compact takes a snapshot now and cuts the log. It is nil when there is nothing new.
+func (l *Log) Compact(ctx context.Context) error {
 	r, err := l.running()
 	if err != nil {
 		return err

@@ -118,7 +118,7 @@ func TestFullDisk(t *testing.T) {
 		}
 		// The same process accepts writes again.
 		eventually(t, "writes are accepted again", func() bool { return fill(1) == nil })
-		if err := m.Snapshot(t.Context()); err != nil {
+		if err := m.Compact(t.Context()); err != nil {
 			t.Fatalf("round %d: %v", round, err)
 		}
 	}
