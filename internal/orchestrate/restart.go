@@ -156,11 +156,11 @@ func (p *planner) restartAt(t *model.Task) model.Time {
 	if t.Node != 0 {
 		v := p.node(t.Node)
 		if v.node != nil && v.drained {
-			return 0
+			return p.now
 		}
 		if !t.State.Terminal() {
 			if v.node != nil && !v.down {
-				return 0
+				return p.now
 			}
 			return p.now + p.policy.delay
 		}
@@ -207,7 +207,8 @@ func (p *planner) release(s *slot, t *model.Task) {
 		return
 	}
 	if p.stopping(s, t.ID.Num) {
-		if until := max(t.CreatedAt+p.stopLimit(s), t.StartAt); p.now < until {
+		// StartAt, not CreatedAt: in a working copy a new task is as old as the last batch.
+		if until := t.StartAt + p.stopLimit(s); p.now < until {
 			p.wake(until)
 			return
 		}

@@ -121,6 +121,9 @@ func (r *rollout) judge(t *model.Task) {
 		r.flying++
 		return
 	}
+	if t.State == model.StateOrphaned {
+		return // nobody knows when it ended, so no time counts from it
+	}
 	r.lastDone = max(r.lastDone, done)
 	if r.config.delay > 0 && r.p.now < done+r.config.delay {
 		r.resting++
@@ -244,7 +247,7 @@ func (r *rollout) replace(s *slot) {
 	if stays != nil {
 		desired = model.StateRunning
 	}
-	p.out.add(append(changes, put(p.newTask(s, desired, 0)))...)
+	p.out.add(append(changes, put(p.newTask(s, desired, p.now)))...)
 }
 
 // finish ends the rollout when the last new task has stood its time.

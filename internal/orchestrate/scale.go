@@ -71,9 +71,9 @@ func (p *planner) open(taken, vacant []*slot, missing int) {
 // fill puts a new task into a slot without a live one. When the last one failed, or still
 // stops, the new one is held back as a restart would be.
 func (p *planner) fill(s *slot) {
-	desired, startAt := model.StateRunning, model.Time(0)
+	desired, startAt := model.StateRunning, p.now
 	if n := s.newest; n != nil && n.State.Terminal() {
-		startAt = n.StatusAt + p.policy.delay
+		startAt = max(startAt, n.StatusAt+p.policy.delay)
 	}
 	if startAt > p.now || p.stopping(s, ^uint64(0)) {
 		desired = model.StateReady
