@@ -62,7 +62,7 @@ func (c *cli) runUp(cmd *cobra.Command, o *upOptions) error {
 	}
 	if ping.SwarmStatus == nil || ping.SwarmStatus.NodeState == swarm.LocalNodeStateInactive {
 		fmt.Fprintln(w, "making a swarm of this node …")
-		if _, err := cl.SwarmInit(ctx, client.SwarmInitOptions{ListenAddr: "0.0.0.0:2377", AdvertiseAddr: o.advertise}); err != nil {
+		if err := initSwarm(ctx, w, cl, o.advertise); err != nil {
 			return fmt.Errorf("make a swarm: %w", err)
 		}
 	}
@@ -75,6 +75,21 @@ func (c *cli) runUp(cmd *cobra.Command, o *upOptions) error {
 	fmt.Fprintln(w, "       docker service create --name web --replicas 3 -p 8080:80 IMAGE     (images: skep image load -i FILE)")
 	fmt.Fprintln(w, "       skep service ls        skep info        skep down (stop everything here)")
 	return nil
+}
+
+// initSwarm makes the swarm. A machine without any network gets one that only it can reach.
+func initSwarm(ctx context.Context, w io.Writer, cl *client.Client, advertise string) error {
+	_, err := cl.SwarmInit(ctx, client.SwarmInitOptions{ListenAddr: "0.0.0.0:2377", AdvertiseAddr: advertise})
+	switch {
+	case err == nil || advertise != "":
+		return err
+	case strings.Contains(err.Error(), "could not find the system's IP address"):
+		fmt.Fprintln(w, "this machine has no address that others could reach it by: the swarm listens on 127.0.0.1 only")
+		_, err = cl.SwarmInit(ctx, client.SwarmInitOptions{ListenAddr: "127.0.0.1:2377", AdvertiseAddr: "127.0.0.1"})
+	case strings.Contains(err.Error(), "could not choose an IP address"):
+		err = fmt.Errorf("%w: name one with --advertise-addr", err)
+	}
+	return err
 }
 
 func (o *upOptions) log() string { return filepath.Join(o.dataRoot, "daemon.log") }

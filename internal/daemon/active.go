@@ -169,3 +169,23 @@ func (a *active) awaitLeader(ctx context.Context) error {
 	}
 	return nil
 }
+
+// awaitReady waits until this node's own agent has reported for duty.
+func (a *active) awaitReady(ctx context.Context) error {
+	snap, watch := a.replica.Watch()
+	defer watch.Close()
+	for {
+		if n := snap.Node(a.id.Node); n != nil && n.State == swarm.NodeStateReady && n.DescVersion > n.SpecVersion {
+			return nil
+		}
+		select {
+		case <-watch.Ready():
+			watch.Take()
+			snap = a.replica.Snapshot()
+		case <-a.done:
+			return errors.New("this node's part in the swarm ended; see the daemon's log")
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}

@@ -32,7 +32,11 @@ func (d *downer) Down(ctx context.Context, step func(string)) error {
 
 // shutdown ends what outlives the daemon; the parts of the host must not run any more.
 func (h *host) shutdown(ctx context.Context) error {
-	return errors.Join(h.keeper.Shutdown(ctx), h.network.Close(), removeCgroups("/skep/"+h.cfg.Instance()))
+	err := errors.Join(h.keeper.Shutdown(ctx), h.network.Close(), removeCgroups("/skep/"+h.cfg.Instance()))
+	for _, dir := range []string{"keeper", "containerd", "netns"} {
+		err = errors.Join(err, os.RemoveAll(h.cfg.exec(dir)))
+	}
+	return err
 }
 
 // removeCgroups removes a group and all below it from every hierarchy, and its parent if it was

@@ -126,7 +126,11 @@ func (m *member) InitSwarm(ctx context.Context, req swarm.InitRequest) (string, 
 	m.starts <- a
 	ctx, cancel := context.WithTimeoutCause(ctx, initTimeout, errors.New("the new swarm did not become ready in time"))
 	defer cancel()
-	if err := found.write(ctx, a); err != nil {
+	err = found.write(ctx, a)
+	if err == nil {
+		err = a.awaitReady(ctx)
+	}
+	if err != nil {
 		return "", errors.Join(fmt.Errorf("make the swarm: %w", err), m.drop(context.WithoutCancel(ctx), a))
 	}
 	return found.id.NodeID, nil
