@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -24,6 +25,7 @@ type store struct {
 	done  <-chan struct{} // closed when the log stops
 	// written counts the bytes appended, as sealed.
 	written atomic.Uint64
+	bufs    sync.Pool
 
 	mu    sync.Mutex
 	quiet map[uint64]struct{} // entries of raft's own, which never reach the machine
@@ -119,7 +121,9 @@ func (s *store) StoreLogs(logs []*raft.Log) error {
 			return err
 		}
 	}
-	sealed, err := s.seal(logs)
+	buf := s.takeBuf()
+	defer func() { s.giveBuf(buf) }()
+	sealed, buf, err := s.seal(logs, buf)
 	if err != nil {
 		return err
 	}
@@ -151,21 +155,38 @@ func hasCommand(logs []*raft.Log) bool {
 	return false
 }
 
-// seal makes encrypted copies of the entries: raft still uses what it handed over.
-func (s *store) seal(logs []*raft.Log) ([]*raft.Log, error) {
+// maxBuf bounds the memory that is kept for encrypting.
+const maxBuf = 2 << 20
+
+func (s *store) takeBuf() []byte {
+	if b, ok := s.bufs.Get().(*[]byte); ok {
+		return (*b)[:0]
+	}
+	return nil
+}
+
+func (s *store) giveBuf(buf []byte) {
+	if cap(buf) > 0 && cap(buf) <= maxBuf {
+		s.bufs.Put(&buf)
+	}
+}
+
+// seal makes encrypted copies of the entries in buf, which it may replace: raft still
+// uses what it handed over.
+func (s *store) seal(logs []*raft.Log, buf []byte) (sealed []*raft.Log, used []byte, err error) {
 	size := 0
 	for _, l := range logs {
 		if len(l.Extensions) > 0 {
-			return nil, errors.New("append to log: entries with extensions cannot be stored")
+			return nil, buf, errors.New("append to log: entries with extensions cannot be stored")
 		}
 		size += len(l.Data) + recordOverhead
 	}
 	if s.sealer == nil {
-		return logs, nil
+		return logs, buf, nil
 	}
-	buf := make([]byte, 0, size)
+	buf = slices.Grow(buf, size) // never moves below: the copies point into it
 	copies := make([]raft.Log, len(logs))
-	sealed := make([]*raft.Log, len(logs))
+	sealed = make([]*raft.Log, len(logs))
 	for i, l := range logs {
 		copies[i] = *l
 		start := len(buf)
@@ -173,7 +194,7 @@ func (s *store) seal(logs []*raft.Log) ([]*raft.Log, error) {
 		copies[i].Data = buf[start:len(buf):len(buf)]
 		sealed[i] = &copies[i]
 	}
-	return sealed, nil
+	return sealed, buf, nil
 }
 
 // recordContext is what a record is bound to besides its key: its place in the log.
