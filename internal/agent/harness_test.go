@@ -1,0 +1,278 @@
+package agent
+
+import (
+	"context"
+	"log/slog"
+	"maps"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/moby/moby/api/types/swarm"
+	"github.com/skep-swarm/skep/internal/keeper"
+	"github.com/skep-swarm/skep/internal/keeper/ports"
+	"github.com/skep-swarm/skep/internal/netplan"
+	"github.com/skep-swarm/skep/internal/runtime"
+	"github.com/skep-swarm/skep/internal/runtime/fake"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/test/bufconn"
+)
+
+// fakeNet is a gateway network in memory.
+type fakeNet struct {
+	mu    sync.Mutex
+	syncs int
+	tasks map[string]netplan.Task
+	ports map[netplan.PortKey]netplan.Port
+	fail  error
+}
+
+func newFakeNet() *fakeNet {
+	return &fakeNet{tasks: map[string]netplan.Task{}, ports: map[netplan.PortKey]netplan.Port{}}
+}
+
+func (n *fakeNet) Sync(_ context.Context, in netplan.Input) (int, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if err := in.Validate(); err != nil {
+		return 0, err
+	}
+	n.syncs++
+	clear(n.tasks)
+	clear(n.ports)
+	for _, t := range in.Tasks {
+		n.tasks[t.ID] = t
+	}
+	for _, p := range in.Ports {
+		n.ports[p.PortKey] = p
+	}
+	return 0, n.fail
+}
+
+func (n *fakeNet) AddTask(_ context.Context, t netplan.Task) (string, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.fail != nil {
+		return "", n.fail
+	}
+	n.tasks[t.ID] = t
+	return "/netns/" + t.Name(), nil
+}
+
+func (n *fakeNet) RemoveTask(_ context.Context, id string) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	delete(n.tasks, id)
+	return nil
+}
+
+func (n *fakeNet) SetPorts(_ context.Context, set []netplan.Port, del []netplan.PortKey) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, p := range set {
+		n.ports[p.PortKey] = p
+	}
+	for _, k := range del {
+		delete(n.ports, k)
+	}
+	return nil
+}
+
+func (n *fakeNet) port(k netplan.PortKey) (netplan.Port, bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	p, ok := n.ports[k]
+	return p, ok
+}
+
+func (n *fakeNet) numTasks() int {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return len(n.tasks)
+}
+
+// fakeKeeper is a keeper in memory; foreign are ports that another program has.
+type fakeKeeper struct {
+	mu      sync.Mutex
+	logs    map[string]bool
+	held    map[ports.Port]bool
+	foreign map[ports.Port]string
+}
+
+func newFakeKeeper() *fakeKeeper {
+	return &fakeKeeper{logs: map[string]bool{}, held: map[ports.Port]bool{}, foreign: map[ports.Port]string{}}
+}
+
+func (k *fakeKeeper) Open(_ context.Context, s keeper.LogSpec) (keeper.Files, error) {
+	if err := keeper.ValidateLog(s.Driver, s.Options); err != nil {
+		return keeper.Files{}, err
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.logs[s.ContainerID] = true
+	return keeper.Files{Stdout: "/fifo/" + s.ContainerID + "/stdout", Stderr: "/fifo/" + s.ContainerID + "/stderr"}, nil
+}
+
+func (k *fakeKeeper) Close(_ context.Context, id string) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	delete(k.logs, id)
+	return nil
+}
+
+func (k *fakeKeeper) Remove(ctx context.Context, _, id string) error { return k.Close(ctx, id) }
+
+func (k *fakeKeeper) Hold(_ context.Context, list []ports.Port) ([]error, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	errs := make([]error, len(list))
+	for i, p := range list {
+		if who, ok := k.foreign[p]; ok {
+			errs[i] = &ports.InUseError{Port: p, PID: 123, Command: who}
+			continue
+		}
+		k.held[p] = true
+	}
+	return errs, nil
+}
+
+func (k *fakeKeeper) Probe(_ context.Context, list []ports.Port) ([]error, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	errs := make([]error, len(list))
+	for i, p := range list {
+		if who, ok := k.foreign[p]; ok {
+			errs[i] = &ports.InUseError{Port: p, PID: 123, Command: who}
+		}
+	}
+	return errs, nil
+}
+
+func (k *fakeKeeper) Release(_ context.Context, list []ports.Port) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, p := range list {
+		delete(k.held, p)
+	}
+	return nil
+}
+
+func (k *fakeKeeper) List(context.Context) (keeper.Listing, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return keeper.Listing{Logs: slices.Sorted(maps.Keys(k.logs)), Ports: slices.Collect(maps.Keys(k.held))}, nil
+}
+
+func (k *fakeKeeper) holds(p ports.Port) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.held[p]
+}
+
+func (k *fakeKeeper) take(p ports.Port, who string) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if who == "" {
+		delete(k.foreign, p)
+		return
+	}
+	k.foreign[p] = who
+}
+
+func (k *fakeKeeper) numLogs() int {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return len(k.logs)
+}
+
+// fakeManagers dial in memory.
+type fakeManagers struct {
+	ln *bufconn.Listener
+}
+
+func (m *fakeManagers) Dial(context.Context) (*grpc.ClientConn, error) {
+	return grpc.NewClient("passthrough:///manager", grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return m.ln.DialContext(ctx) }))
+}
+func (m *fakeManagers) Set([]string) {}
+
+// host is a node that outlives the agents that run on it.
+type host struct {
+	dir    string
+	node   *fake.Node
+	net    *fakeNet
+	keeper *fakeKeeper
+	ln     *bufconn.Listener
+}
+
+const testImage = "busybox"
+
+func newHost(t testing.TB) *host {
+	return &host{dir: t.TempDir(), node: fake.NewNode(testImage), net: newFakeNet(), keeper: newFakeKeeper(), ln: bufconn.Listen(1 << 20)}
+}
+
+func (h *host) config() Config {
+	return Config{
+		Dir: filepath.Join(h.dir, "agent"), Containers: filepath.Join(h.dir, "containers"),
+		Node:     netplan.Node{Instance: "abcdef", Link4: netip.MustParsePrefix("192.168.77.0/30")},
+		Managers: &fakeManagers{h.ln}, Runtime: h.node.Runtime(), Network: h.net, Keeper: h.keeper,
+		Describe: func(context.Context) (Description, error) {
+			return Description{Node: swarm.NodeDescription{Hostname: "host1", Platform: swarm.Platform{OS: "linux", Architecture: "x86_64"}}}, nil
+		},
+		Log: slog.New(slog.DiscardHandler), ResolvConf: filepath.Join(h.dir, "resolv.conf"),
+	}
+}
+
+// start runs an agent; stop ends it as the end of the daemon does.
+func (h *host) start(t testing.TB) (a *Agent, stop func()) {
+	t.Helper()
+	a, err := New(h.config())
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- a.Run(ctx) }()
+	return a, sync.OnceFunc(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("agent: %v", err)
+		}
+	})
+}
+
+// kill copies what is on disk now to a new place and goes on from there, as if the process had been killed at this moment.
+func (h *host) fork(t testing.TB) *host {
+	t.Helper()
+	n := *h
+	n.dir = t.TempDir()
+	if err := os.CopyFS(filepath.Join(n.dir, "agent"), os.DirFS(filepath.Join(h.dir, "agent"))); err != nil {
+		t.Fatal(err)
+	}
+	return &n
+}
+
+// eventually waits for a condition.
+func eventually(t testing.TB, what string, cond func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); !cond(); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("never: %s", what)
+		}
+	}
+}
+
+func containerState(n *fake.Node, id string) runtime.State {
+	for _, c := range n.Containers() {
+		if c.ID == id {
+			return c.State
+		}
+	}
+	return ""
+}
