@@ -18,6 +18,7 @@ import (
 	"net"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"runtime/debug"
 	"sync/atomic"
 	"time"
@@ -45,9 +46,12 @@ const quietLimit = 10 << 20
 //	shim serve NAMESPACE SOCKET   serve the task API on file descriptor 3, a listening socket at path SOCKET
 //	shim [flags] delete           clean up after a shim that died, as containerd's runtime v2 asks for it
 //	shim -info                    describe the runtime, as containerd's runtime v2 asks for it
+//	docker-init -- COMMAND        be the first process of a container, by the name it was started with
 func Main(args []string, stdout, stderr io.Writer) int {
 	var err error
 	switch {
+	case filepath.Base(args[0]) == InitName:
+		return beInit(args[1:], stderr)
 	case len(args) == 4 && args[1] == "serve":
 		err = serve(args[2], args[3])
 	case len(args) > 1 && args[len(args)-1] == "delete":

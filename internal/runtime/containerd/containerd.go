@@ -45,7 +45,8 @@ type Config struct {
 	Root, State string
 	// Instance is the daemon's 6 hex characters, which keep its names on the host apart from another's.
 	Instance string
-	// Shim is the absolute path of the shim program. It is not needed with Address.
+	// Shim is the absolute path of the shim program, the same after an upgrade, for containers remember it. With
+	// Address it is needed only for tasks that want an init process.
 	Shim string
 	// Runc is the name or path of the OCI runtime; empty means "runc".
 	Runc string

@@ -130,6 +130,7 @@ func TestProcess(t *testing.T) {
 		}, "NoNewPrivs:\t1\n"},
 		{"out of memory score", shell("cat /proc/self/oom_score_adj"), func(s *rt.Spec) { container(s).OomScoreAdj = 321 }, "321\n"},
 		{"terminal", shell("test -t 1 && echo $TERM"), func(s *rt.Spec) { container(s).TTY = true }, "xterm\r\n"},
+		{"init", shell("read a </proc/1/comm; echo $a"), func(s *rt.Spec) { container(s).Init = new(true) }, "docker-init\n"},
 		{"masked", shell("cat /proc/keys /proc/timer_list; ls /sys/firmware"), nil, ""},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -138,6 +139,25 @@ func TestProcess(t *testing.T) {
 				t.Errorf("output = %q, want %q (exit %+v)", got.output, test.want, got.exit)
 			}
 		})
+	}
+}
+
+// TestInit sends a signal to the init process, which must reach the command, and leaves it an orphan to reap.
+func TestInit(t *testing.T) {
+	h := newHost(t)
+	h.boot(t)
+	init := func(s *rt.Spec) { container(s).Init = new(true) }
+	got := h.runToEnd(t, "signal", shell("trap 'exit 5' TERM; kill -TERM 1; while :; do sleep 0.02; done"), init)
+	if got.exit.Code != 5 {
+		t.Errorf("exit = %+v, want 5", got.exit)
+	}
+	got = h.runToEnd(t, "orphan", shell("sh -c 'sleep 0.02 &'; sleep 0.1; grep -l zombie /proc/[0-9]*/status 2>/dev/null; exit 6"), init)
+	if got.exit.Code != 6 || got.output != "" {
+		t.Errorf("exit = %+v, output %q; want 6 and no zombie", got.exit, got.output)
+	}
+	got = h.runToEnd(t, "missing", conformance.Missing(), init)
+	if got.exit.Code != 127 {
+		t.Errorf("exit = %+v, want 127", got.exit)
 	}
 }
 

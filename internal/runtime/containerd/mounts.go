@@ -76,6 +76,13 @@ func (r *Runtime) mounts(ctx context.Context, s *runtime.Spec, img *image) ([]sp
 		taken[target] = true
 	}
 	user = append(user, fileMounts(s, taken)...)
+	if wantsInit(s.Task.ContainerSpec) {
+		program, err := filepath.EvalSymlinks(r.cfg.Shim)
+		if err != nil {
+			return nil, nil, runtime.Invalid("this node has no init program for containers: %v", err)
+		}
+		user = append(user, specs.Mount{Destination: initPath, Type: "bind", Source: program, Options: []string{"bind", "ro", "rprivate"}})
+	}
 	slices.SortStableFunc(user, func(a, b specs.Mount) int {
 		return strings.Count(a.Destination, "/") - strings.Count(b.Destination, "/")
 	})

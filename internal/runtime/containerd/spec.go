@@ -96,8 +96,16 @@ func command(c *swarm.ContainerSpec, img *image) ([]string, error) {
 	if len(all) == 0 || all[0] == "" && len(all) == 1 {
 		return nil, runtime.Invalid("no command specified")
 	}
+	if wantsInit(c) {
+		all = append([]string{initPath, "--"}, all...)
+	}
 	return all, nil
 }
+
+// initPath is where Docker puts the little program that reaps for containers that ask for it. Ours is the shim's.
+const initPath = "/sbin/docker-init"
+
+func wantsInit(c *swarm.ContainerSpec) bool { return c.Init != nil && *c.Init }
 
 // environment is Docker's: a path, the host name, a terminal type, then the image's variables, overridden by the task's.
 func environment(s *runtime.Spec, img *image, hostname string) []string {

@@ -2,7 +2,8 @@
 //
 // The build makes the shim first and leaves it, compressed, in bin/ beside this file; a binary that was built without
 // that step says so when the shim is needed. The daemon installs it below its data root before it starts any
-// container. Its name carries a hash of its content: an upgrade adds a file, and the shims that run keep theirs.
+// container. The file's name carries a hash of its content: an upgrade adds a file, and the shims that run keep theirs. A
+// symbolic link of a fixed name leads to the newest, for containers remember their shim by path.
 package embedded
 
 import (
@@ -27,15 +28,16 @@ var files embed.FS
 
 const (
 	packed  = "bin/skep-shim.gz"
-	prefix  = "containerd-shim-skep-v2-"
+	link    = "containerd-shim-skep-v2"
+	prefix  = link + "-"
 	maxShim = 64 << 20 // bytes of the unpacked program
 )
 
 // ErrNotBuilt is returned by a binary that was built without its shim.
 var ErrNotBuilt = errors.New("this binary was built without its container shim: build it by \"make build\"")
 
-// Install writes the shim to dir, unless it is there, and returns its absolute path. Shims of other versions that no
-// process runs are removed.
+// Install writes the shim to dir, unless it is there, and returns the absolute path that stands for it over upgrades.
+// Shims of other versions that no process runs are removed.
 func Install(dir string) (string, error) {
 	data, err := files.ReadFile(packed)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -63,8 +65,26 @@ func install(dir string, data []byte) (string, error) {
 			return "", fmt.Errorf("install the shim: %w", err)
 		}
 	}
+	stable := filepath.Join(dir, link)
+	if target, err := os.Readlink(stable); err != nil || target != filepath.Base(path) {
+		if err := relink(stable, filepath.Base(path)); err != nil {
+			return "", fmt.Errorf("install the shim: %w", err)
+		}
+	}
 	removeOthers(dir, filepath.Base(path))
-	return path, nil
+	return stable, nil
+}
+
+// relink points a symbolic link elsewhere without a moment in which there is none.
+func relink(path, target string) error {
+	tmp := path + ".new"
+	if err := os.Remove(tmp); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if err := os.Symlink(target, tmp); err != nil {
+		return err
+	}
+	return os.Rename(tmp, path)
 }
 
 func write(path string, data []byte) (err error) {
