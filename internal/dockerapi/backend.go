@@ -35,7 +35,8 @@ type Cluster interface {
 	// Propose puts a batch into the log and returns what became of it once it is applied here.
 	Propose(ctx context.Context, b *model.Batch) (*model.Outcome, error)
 	// Watch calls fn for every batch applied from now on, in order, until ctx ends; it then
-	// returns nil. It works, idle, on a node that is not a manager. fn returns quickly.
+	// returns nil. It works, idle, on a node that is not a manager. fn returns quickly; it
+	// calls Local, and nothing else of the backend.
 	Watch(ctx context.Context, fn func(Applied)) error
 	// CheckPorts asks the ready nodes whether a program of theirs holds one of the ports, and
 	// returns the refusals. It is an early warning: the agents hold the ports later.
