@@ -101,6 +101,7 @@ func (s *Server) Session(stream pb.Dispatch_SessionServer) error {
 	if err := stream.Send(s.welcome(n, snap)); err != nil {
 		return err
 	}
+	n.mark(func() {}) // the complete sets are due
 	sent := make(chan struct{})
 	go func() {
 		defer close(sent)
