@@ -40,6 +40,18 @@ func BenchmarkService(b *testing.B) {
 	}
 }
 
+// BenchmarkIdle plans a large service that has what it should.
+func BenchmarkIdle(b *testing.B) {
+	w := newWorld(b, 1000)
+	id := w.service(0, replicas(100_000))
+	w.plan()
+	for b.Loop() {
+		if txns, _ := orchestrate.Plan(w.snap, w.obs, id, w.now); len(txns) != 0 {
+			b.Fatal("not idle")
+		}
+	}
+}
+
 // BenchmarkSmallService plans one service of ten tasks in a swarm that is full of others: a plan
 // that finds nothing to do, and one that replaces a failed task.
 func BenchmarkSmallService(b *testing.B) {

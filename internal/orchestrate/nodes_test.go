@@ -6,7 +6,10 @@ import (
 	"time"
 
 	"github.com/moby/moby/api/types/swarm"
+	"github.com/skep-swarm/skep/internal/allocate"
 	"github.com/skep-swarm/skep/internal/model"
+	"github.com/skep-swarm/skep/internal/orchestrate"
+	"github.com/skep-swarm/skep/internal/schedule"
 )
 
 func constraint(exprs ...string) func(*swarm.ServiceSpec) {
@@ -345,5 +348,41 @@ func TestNoAddressLeftSaysSo(t *testing.T) {
 	}
 	if placed != 253 || !strings.HasPrefix(why, "no free address on node node-1: gateway pool 10.96.0.0/24 has no free /24") {
 		t.Errorf("%d placed, reason %q", placed, why)
+	}
+}
+
+// TestStalePlansAreRefused: a plan made before a user's write does not go through after it.
+func TestStalePlansAreRefused(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		edit func(w *world, id model.ServiceID)
+	}{
+		{"spec", func(w *world, id model.ServiceID) { w.service(id, replicas(9)) }},
+		{"service gone", func(w *world, id model.ServiceID) { w.do(model.Change{DeleteService: id}) }},
+		{"node drained", func(w *world, id model.ServiceID) {
+			w.setNode(1, func(s *swarm.NodeSpec) { s.Availability = swarm.NodeAvailabilityDrain })
+		}},
+		{"node down", func(w *world, id model.ServiceID) { w.setState(1, swarm.NodeStateDown) }},
+		{"planned by another leader", func(w *world, id model.ServiceID) { w.plan() }},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			w := newWorld(t, 1)
+			id := w.service(0, replicas(3))
+			p := newPass(t, w.snap)
+			for before := -1; before != p.changes; {
+				before = p.changes
+				txns, _ := orchestrate.Plan(p.work, w.obs, id, w.now)
+				p.add(txns...)
+				r := allocate.Addresses(p.work, schedule.Plan(p.work, []model.ServiceID{id}, w.now).Txns, w.now)
+				p.add(r.Txns...)
+			}
+			tt.edit(w, id)
+			_, out := w.snap.Apply(w.index+1, &model.Batch{Time: w.now, Txns: p.txns()})
+			for _, err := range out.Results {
+				if k := model.KindOf(err); k != model.Stale && k != model.Conflict {
+					t.Errorf("the plan went through: %v", err)
+				}
+			}
+		})
 	}
 }

@@ -8,7 +8,7 @@ import (
 )
 
 // maxSlots bounds a service's replicas, whatever its spec says.
-const maxSlots = 1 << 24
+const maxSlots = 1 << 20
 
 func (p *planner) replicas() int {
 	if r := p.svc.Spec().Mode.Replicated; r != nil && r.Replicas != nil {
