@@ -30,11 +30,13 @@ func commands() map[string]command {
 		"loadimage":   loadImage,
 		"pids":        pids,
 		"node":        func(ctx context.Context, s *story, args []string) (string, error) { return s.inside(ctx, s.node, args) },
-		"client":      func(ctx context.Context, s *story, args []string) (string, error) { return s.inside(ctx, s.client, args) },
-		"snapshot":    snapshot,
-		"nodiff":      noDiff,
-		"traffic":     trafficCommand,
-		"conn":        connCommand,
+		"client": func(ctx context.Context, s *story, args []string) (string, error) {
+			return s.inside(ctx, s.client, args)
+		},
+		"snapshot": snapshot,
+		"nodiff":   noDiff,
+		"traffic":  trafficCommand,
+		"conn":     connCommand,
 	}
 }
 

@@ -44,8 +44,8 @@ func fences() []fence {
 			why: "one package writes nft rules, so that one package can repair and remove them"},
 		{module: "github.com/containerd/containerd", only: []string{"runtime", "shim", "images"},
 			why: "only the runtime and the image store know containerd"},
-		{module: "github.com/spf13/cobra", only: []string{"cli"},
-			why: "commands live in cli"},
+		{module: "github.com/spf13/cobra", only: []string{"cli", "daemon"},
+			why: "commands live in cli, and the daemon's own flags in daemon"},
 	}
 }
 

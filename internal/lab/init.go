@@ -9,9 +9,11 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 
+	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 )
 
@@ -70,7 +72,7 @@ func becomeHost() error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("cutting mount propagation: %w", err)
 	}
-	for _, step := range []func(bootConfig) error{mountKernel, mountPrivate, nameHost, joinInit} {
+	for _, step := range []func(bootConfig) error{dropInherited, mountKernel, mountPrivate, nameHost, joinInit} {
 		if err := step(cfg); err != nil {
 			return err
 		}
@@ -91,6 +93,27 @@ func becomeHost() error {
 		}
 	}
 	return unix.Exec(self, []string{argReaper, cfg.Name}, os.Environ())
+}
+
+// dropInherited lets go of what others have mounted in places for passing things:
+// a copy here would keep their file systems and network namespaces alive, and would
+// come and go in this host's list of mounts.
+func dropInherited(bootConfig) error {
+	infos, err := mountinfo.GetMounts(nil)
+	if err != nil {
+		return err
+	}
+	for _, m := range slices.Backward(infos) { // the later ones lie on the earlier ones
+		for _, place := range []string{"/tmp/", "/run/", "/var/lib/"} {
+			if strings.HasPrefix(m.Mountpoint, place) {
+				// One that has gone with its parent is no loss.
+				if err := unix.Unmount(m.Mountpoint, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
+					return fmt.Errorf("letting go of %s: %w", m.Mountpoint, err)
+				}
+			}
+		}
+	}
+	return nil
 }
 
 func mount(source, target, kind string, flags uintptr, data string) error {
