@@ -87,7 +87,11 @@ func newCluster(t testing.TB, nodes int) *cluster {
 		t.Fatal(err)
 	}
 	c := &cluster{t: t, secret: secret, rep: replica.New(), ca: ca, ln: bufconn.Listen(1 << 20)}
-	spec, err := model.MakeSpec(&swarm.Spec{Dispatcher: swarm.DispatcherConfig{HeartbeatPeriod: time.Second}})
+	period := time.Second
+	if nodes > 10 {
+		period = time.Hour // peers of a benchmark send no heartbeats
+	}
+	spec, err := model.MakeSpec(&swarm.Spec{Dispatcher: swarm.DispatcherConfig{HeartbeatPeriod: period}})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -344,7 +344,9 @@ func (n *session) due() []*pb.ToAgent {
 	complete, tablesDue, nodeDue, tasks := n.complete, n.tablesDue, n.nodeDue, n.tasksDue
 	beat, beatDue, ack, ackDue, out := n.beats, n.beatDue, n.acks, n.ackDue, n.outbox
 	n.complete, n.tablesDue, n.nodeDue, n.beatDue, n.ackDue, n.outbox = false, false, false, false, false, nil
-	if len(tasks) > 0 {
+	if len(tasks) == 0 {
+		tasks = nil // the map stays the marks', for others to write
+	} else {
 		n.tasksDue = map[model.TaskID]struct{}{}
 	}
 	n.mu.Unlock()
