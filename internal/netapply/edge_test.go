@@ -218,3 +218,23 @@ func TestDestroyWhileRunning(t *testing.T) {
 		return strings.Contains(l.sh(l.host, "nft list ruleset"), "skep-abc123")
 	})
 }
+
+// The very first datagram after AddTask arrives: what the kernel puts off when
+// a link comes up is done.
+func TestReadyWhenAdded(t *testing.T) {
+	l := newLab(t)
+	var u unix.Utsname
+	must(t, unix.Uname(&u))
+	var major, minor int
+	if _, err := fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d", &major, &minor); err != nil || major < 6 || major == 6 && minor < 8 {
+		t.Skip("needs Linux 6.8: older kernels finish a link's start in their own time")
+	}
+	l.sync()
+	for i := range 20 {
+		ti, ns := l.addTask(i % 3)
+		l.serve(ns, "a", 8080)
+		l.setPorts(port(netplan.UDP, 80, ti))
+		l.wantAnswer(l.client, "udp", hostIP4+":80", "a "+clientIP4)
+		must(t, l.net.RemoveTask(context.Background(), ti.ID))
+	}
+}

@@ -96,6 +96,9 @@ func newLab(t testing.TB) *lab {
 		l.sh(v.ns, "ip addr add %s/24 dev eth0", v.a4)
 		l.sh(v.ns, "ip addr add %s/64 dev eth0 nodad", v.a6)
 	}
+	for _, ns := range []int{l.host, l.client} {
+		l.sh(ns, "ip link show dev eth0") // see awaitLink
+	}
 	l.net, l.in = l.instance("abc123", 1)
 	return l
 }

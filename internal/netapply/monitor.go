@@ -6,13 +6,15 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 )
 
 // A monitor is a netlink socket that hears what changes in a namespace.
 type monitor struct {
-	file *os.File
+	file   *os.File
+	closed atomic.Bool
 }
 
 const (
@@ -51,7 +53,7 @@ func openMonitor(fd, proto int, groups []int, all bool, prog []unix.SockFilter) 
 			_ = unix.Close(s)
 			return err
 		}
-		m = &monitor{os.NewFile(uintptr(s), "netlink monitor")}
+		m = &monitor{file: os.NewFile(uintptr(s), "netlink monitor")}
 		return nil
 	})
 	if err != nil {
@@ -107,8 +109,11 @@ type event struct {
 // run calls each with what it hears until the monitor is closed.
 func (m *monitor) run(each func(event)) error {
 	raw, err := m.file.SyscallConn()
+	if m.closed.Load() {
+		return nil
+	}
 	if err != nil {
-		return err
+		return fmt.Errorf("listen for network changes: %w", err)
 	}
 	buf, oob := make([]byte, 128<<10), make([]byte, 256)
 	for {
@@ -119,7 +124,7 @@ func (m *monitor) run(each func(event)) error {
 			return rerr != unix.EAGAIN
 		})
 		switch {
-		case errors.Is(err, os.ErrClosed):
+		case m.closed.Load():
 			return nil
 		case err != nil:
 			return fmt.Errorf("listen for network changes: %w", err)
@@ -152,7 +157,10 @@ func sender(oob []byte) int {
 	return -1
 }
 
-func (m *monitor) close() { _ = m.file.Close() }
+func (m *monitor) close() {
+	m.closed.Store(true)
+	_ = m.file.Close()
+}
 
 // relevantHost tells whether a change of the host's links, addresses or routes
 // can have taken something of ours away.

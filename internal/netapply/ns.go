@@ -130,27 +130,40 @@ func writeSysctls(list []netplan.Sysctl) (int, error) {
 	n := 0
 	var errs []error
 	for _, s := range list {
-		path := filepath.Join("/proc/sys", s.Path)
-		have, err := os.ReadFile(path)
-		if s.Optional && errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
-		if err == nil && strings.TrimSpace(string(have)) == s.Value {
-			continue
-		}
-		if err == nil && s.Path == "net/ipv6/conf/all/forwarding" {
-			err = keepRouterAdvertisements()
-		}
-		if err == nil {
-			err = os.WriteFile(path, []byte(s.Value), 0)
-		}
+		wrote, err := writeSysctl(s)
 		if err != nil {
 			errs = append(errs, fmt.Errorf("set sysctl %s to %s: %w", s.Path, s.Value, err))
-			continue
 		}
-		n++
+		n += b2i(wrote)
 	}
 	return n, errors.Join(errs...)
+}
+
+// writeSysctl uses the bare system calls: every task costs some of these.
+func writeSysctl(s netplan.Sysctl) (bool, error) {
+	fd, err := unix.Open("/proc/sys/"+s.Path, unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if s.Optional && err == unix.ENOENT {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	defer unix.Close(fd)
+	var buf [64]byte
+	n, err := unix.Read(fd, buf[:])
+	if err != nil {
+		return false, err
+	}
+	if strings.TrimSpace(string(buf[:n])) == s.Value {
+		return false, nil
+	}
+	if s.Path == "net/ipv6/conf/all/forwarding" {
+		if err := keepRouterAdvertisements(); err != nil {
+			return false, err
+		}
+	}
+	_, err = unix.Pwrite(fd, []byte(s.Value), 0)
+	return err == nil, err
 }
 
 // keepRouterAdvertisements lets interfaces that get their routes from router

@@ -131,6 +131,14 @@ func (b *batch) setPort(l netplan.Link, index int) {
 	info()
 }
 
+// awaitLink asks for an interface, only because the kernel (from 6.8 on) first
+// finishes what it had put off when the link came up. Before that it drops
+// what is sent, and a connection begun in these milliseconds waits a second.
+func (b *batch) awaitLink(index int, name string) {
+	b.begin(unix.RTM_GETLINK, 0, ifinfo(index, false), "read link "+name, unix.ENODEV)
+	b.u32(unix.IFLA_EXT_MASK, extSkipStats)
+}
+
 func (b *batch) delLink(index int, name string) {
 	b.begin(unix.RTM_DELLINK, 0, ifinfo(index, false), "delete link "+name, unix.ENODEV)
 }

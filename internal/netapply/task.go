@@ -112,7 +112,16 @@ func (n *Network) makeTask(t netplan.Task) error {
 		if err := n.fresh(s, plan, t); err != nil {
 			return err
 		}
-		return n.attachPort(t)
+		if err := n.attachPort(t); err != nil {
+			return err
+		}
+		b := &batch{}
+		for _, l := range plan.Links {
+			if l.Index != 0 {
+				b.awaitLink(l.Index, l.Name)
+			}
+		}
+		return rt.run(b)
 	})
 	return err
 }
@@ -159,6 +168,10 @@ func (n *Network) attachPort(t netplan.Task) error {
 	for _, v := range plan.Neighbours {
 		b.neighbour(v, index[v.Link], false)
 	}
+	for _, l := range plan.Links {
+		b.awaitLink(l.Index, l.Name)
+	}
+	b.awaitLink(bridge, netplan.Bridge)
 	return n.gw.rt.run(b)
 }
 
@@ -237,6 +250,9 @@ func (n *Network) mendTask(st *taskState) (int, error) {
 		if err := n.mendPort(t); err != nil {
 			return c, err
 		}
+		if _, err := s.links(netplan.TaskLink); err != nil { // see awaitLink
+			return c, err
+		}
 	}
 	st.done = true
 	return c, nil
@@ -294,6 +310,10 @@ func (n *Network) mendPort(t netplan.Task) error {
 	for _, v := range plan.Neighbours {
 		b.neighbour(v, links[v.Link].index, false)
 	}
+	for _, l := range plan.Links {
+		b.awaitLink(links[l.Name].index, l.Name)
+	}
+	b.awaitLink(bridge, netplan.Bridge)
 	return n.gw.rt.run(b)
 }
 

@@ -52,6 +52,7 @@ type watch struct {
 	ring chan struct{}
 	wg   sync.WaitGroup
 	fail chan error
+	wait time.Duration // after the last failure
 }
 
 func (w *watch) mark(o dirt) {
@@ -98,7 +99,6 @@ func (n *Network) Run(ctx context.Context) error {
 	n.reopen() // a Run before this one may have taken the news
 	full := time.NewTicker(fullScan)
 	defer full.Stop()
-	wait := retry
 	for {
 		select {
 		case <-ctx.Done():
@@ -121,26 +121,35 @@ func (n *Network) Run(ctx context.Context) error {
 		if !pause(ctx, settle) {
 			return nil
 		}
-		d := w.take()
-		if !d.any() {
-			continue
-		}
-		changes, err := n.mend(ctx, d)
-		rest := spacing
-		switch {
-		case err != nil && ctx.Err() == nil:
-			w.mark(d)
-			rest, wait = wait, min(2*wait, slow)
-		default:
-			wait = retry
-		}
-		if n.cfg.OnRepair != nil && (changes > 0 || err != nil) && ctx.Err() == nil {
-			n.cfg.OnRepair(fmt.Sprintf("%d changes to the gateway network", changes), err)
-		}
+		rest := w.round(ctx)
 		if !pause(ctx, rest) {
 			return nil
 		}
 	}
+}
+
+// round mends what may be wrong and returns how long to rest.
+func (w *watch) round(ctx context.Context) time.Duration {
+	d := w.take()
+	if !d.any() {
+		return 0
+	}
+	changes, err := w.n.mend(ctx, d)
+	if ctx.Err() != nil {
+		return 0
+	}
+	rest := spacing
+	if err != nil {
+		w.wait = min(max(retry, 2*w.wait), slow)
+		rest = w.wait
+		w.mark(d)
+	} else {
+		w.wait = 0
+	}
+	if w.n.cfg.OnRepair != nil && (changes > 0 || err != nil) {
+		w.n.cfg.OnRepair(fmt.Sprintf("%d changes to the gateway network", changes), err)
+	}
+	return rest
 }
 
 func pause(ctx context.Context, d time.Duration) bool {
