@@ -131,7 +131,7 @@ var masks = []struct {
 }{
 	{regexp.MustCompile(`SWMTKN-1-[0-9a-z]{50}`), "SWMTKN-1-DIGEST"},
 	{regexp.MustCompile(`\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d+)?( \+0000 UTC|Z)?`), "TIME"},
-	{regexp.MustCompile(`(Less than a second|About a minute|About an hour|\d+ (second|minute|hour)s?) ago`), "AGO"},
+	{regexp.MustCompile(`(?i)(Less than a second|About a minute|About an hour|\d+ (second|minute|hour)s?) ago`), "AGO"},
 	{regexp.MustCompile(`Up (Less than a second|\d+ seconds?)`), "Up AGO"},
 	{regexp.MustCompile(`-----BEGIN CERTIFICATE-----[^-]*-----END CERTIFICATE-----`), "CERTIFICATE"},
 	{regexp.MustCompile(`Issuer Public Key:\s+\S+`), "Issuer Public Key: KEY"},
@@ -140,13 +140,23 @@ var masks = []struct {
 	{regexp.MustCompile(`"(CertIssuerPublicKey|CertIssuerSubject|TrustRoot)": "[^"]*"`), `"$1": "X"`},
 	{regexp.MustCompile(`(?m)[ \t]+$`), ""},
 	{regexp.MustCompile(`(?m)^.*\r`), ""},
+	{regexp.MustCompile(`(\S) {2,}`), "$1  "}, // columns are as wide as what was masked
 }
 
 func mask(text string) string {
 	for _, m := range masks {
 		text = m.re.ReplaceAllString(text, m.to)
 	}
-	return text
+	// How often the CLI says that it waits depends on the clock.
+	var out strings.Builder
+	last := ""
+	for line := range strings.Lines(text) {
+		if line != last || !strings.HasPrefix(line, "verify: ") {
+			out.WriteString(line)
+		}
+		last = line
+	}
+	return out.String()
 }
 
 func firstDifference(want, got string) string {

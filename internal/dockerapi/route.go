@@ -81,6 +81,7 @@ func (s *Server) table() routeTable {
 	t.add(http.MethodGet, "/events", s.getEvents).stream = true
 	t.get("/system/df", s.getDiskUsage)
 	t.get("/plugins", s.emptyList)
+	t.get("/plugins/{name...}/json", func(r *request) error { return notFoundf("plugin %q not found", r.vars["name"]) })
 	t.post("/build/prune", s.pruneBuild)
 
 	s.swarmRoutes(t)

@@ -42,7 +42,6 @@ var laterRoutes = []struct{ method, pattern, line string }{
 	{http.MethodPost, "/session", "building images is not available here"},
 	{http.MethodPost, "/grpc", "building images is not available here"},
 	{http.MethodPost, "/commit", "making images from containers is not available yet"},
-	{http.MethodGet, "/plugins/{name...}", "plugins are not available"},
 	{http.MethodPost, "/plugins/{name...}", "plugins are not available"},
 	{http.MethodDelete, "/plugins/{name...}", "plugins are not available"},
 }
