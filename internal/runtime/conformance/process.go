@@ -11,7 +11,8 @@ import (
 	"time"
 )
 
-// handlesTERM waits until a process has a handler for SIGTERM or ignores it.
+// handlesTERM waits until a container's program has a handler for SIGTERM or ignores it. For a moment after the start the
+// process is still the OCI runtime's, which handles every signal.
 func handlesTERM(ctx context.Context, pid int) error {
 	return poll(ctx, func() (bool, error) {
 		data, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "status"))
@@ -20,6 +21,9 @@ func handlesTERM(ctx context.Context, pid int) error {
 		}
 		for line := range strings.Lines(string(data)) {
 			name, mask, _ := strings.Cut(strings.TrimSpace(line), ":")
+			if name == "Name" && strings.HasPrefix(strings.TrimSpace(mask), "runc") {
+				return false, nil
+			}
 			if name != "SigCgt" && name != "SigIgn" {
 				continue
 			}

@@ -216,8 +216,9 @@ func TestLimits(t *testing.T) {
 	limited := func(l swarm.Limit) func(*rt.Spec) {
 		return func(s *rt.Spec) { s.Task.Resources = &swarm.ResourceRequirements{Limits: &l} }
 	}
-	got := h.runToEnd(t, "oom", shell("head -c 64m /dev/zero | tail; exit 9"), func(s *rt.Spec) {
-		limited(swarm.Limit{MemoryBytes: 16 << 20})(s)
+	// The limits leave room for runc, whose own start is counted too.
+	got := h.runToEnd(t, "oom", shell("head -c 256m /dev/zero | tail; exit 9"), func(s *rt.Spec) {
+		limited(swarm.Limit{MemoryBytes: 48 << 20})(s)
 		var none int64
 		s.Task.Resources.SwapBytes = &none
 	})
@@ -225,18 +226,18 @@ func TestLimits(t *testing.T) {
 		t.Errorf("exit = %+v, want OOMKilled", got.exit)
 	}
 	got = h.runToEnd(t, "oom-init", []string{"tail", "/dev/zero"}, func(s *rt.Spec) {
-		limited(swarm.Limit{MemoryBytes: 16 << 20})(s)
+		limited(swarm.Limit{MemoryBytes: 48 << 20})(s)
 		var none int64
 		s.Task.Resources.SwapBytes = &none
 	})
 	if !got.exit.OOMKilled || got.exit.Code != 137 {
 		t.Errorf("exit = %+v, want 137 and OOMKilled", got.exit)
 	}
-	got = h.runToEnd(t, "plain", []string{"true"}, limited(swarm.Limit{MemoryBytes: 16 << 20, NanoCPUs: 5e8, Pids: 10}))
+	got = h.runToEnd(t, "plain", []string{"true"}, limited(swarm.Limit{MemoryBytes: 48 << 20, NanoCPUs: 5e8, Pids: 50}))
 	if got.exit.Code != 0 || got.exit.OOMKilled {
 		t.Errorf("exit = %+v", got.exit)
 	}
-	got = h.runToEnd(t, "pids", shell("for i in 1 2 3 4 5 6 7 8 9; do sleep 0.1 & done 2>&1; wait"), limited(swarm.Limit{Pids: 4}))
+	got = h.runToEnd(t, "pids", shell("for i in $(seq 1 40); do sleep 0.1 & done 2>&1; wait"), limited(swarm.Limit{Pids: 25}))
 	if !strings.Contains(got.output, "can't fork") {
 		t.Errorf("output = %q, want a refused fork", got.output)
 	}
