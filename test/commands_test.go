@@ -1,6 +1,7 @@
 package test
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"errors"
@@ -46,7 +47,7 @@ func (s *story) inside(ctx context.Context, h *lab.Host, args []string) (string,
 		return "", errors.New("want a program")
 	}
 	cmd := h.Command(ctx, args[0], args[1:]...)
-	cmd.Env, cmd.Dir = s.environ(), s.work
+	cmd.Env, cmd.Dir = s.vars, s.work
 	var stderr strings.Builder
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()
@@ -128,27 +129,42 @@ func api(ctx context.Context, s *story, args []string) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	req.Close = true
 	if body != nil {
 		req.Header.Set("Content-Type", "application/json")
 	}
 	if len(args) > 3 {
 		req.Header.Set("Content-Type", args[3])
 	}
-	resp, err := s.socketClient().Do(req)
+	conn, err := s.dialSocket(ctx)
 	if err != nil {
 		return "", err
+	}
+	defer conn.Close()
+	// A body that is too large is refused before it is sent whole; net/http's client
+	// would then tell of the broken pipe and not of the answer.
+	sent := make(chan error, 1)
+	go func() { sent <- req.Write(conn) }()
+	resp, err := http.ReadResponse(bufio.NewReader(conn), req)
+	if err != nil {
+		conn.Close()
+		return "", errors.Join(err, <-sent)
 	}
 	defer resp.Body.Close()
 	answer, err := io.ReadAll(io.LimitReader(resp.Body, 16<<20))
 	return fmt.Sprintf("%d %s\n%s\n", resp.StatusCode, resp.Header.Get("Content-Type"), bytes.TrimSpace(answer)), err
 }
 
-func (s *story) socketClient() *http.Client {
-	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
-		var d net.Dialer
-		return d.DialContext(ctx, "unix", s.socket())
+func (s *story) dialSocket(ctx context.Context) (net.Conn, error) {
+	var d net.Dialer
+	conn, err := d.DialContext(ctx, "unix", s.socket())
+	if err != nil {
+		return nil, err
 	}
-	return &http.Client{Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true}}
+	if deadline, ok := ctx.Deadline(); ok {
+		err = conn.SetDeadline(deadline)
+	}
+	return conn, err
 }
 
 // eventually [DURATION] COMMAND… [-- PATTERN] repeats a command, one of ours or a

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -57,8 +58,10 @@ func TestStories(t *testing.T) {
 	for name, run := range commands() {
 		cmds[name] = scriptCommand(name, run)
 	}
+	deadline, _ := t.Deadline() // none is the zero time, for both
 	testscript.Run(t, testscript.Params{
-		Dir: "testdata",
+		Dir:      "testdata",
+		Deadline: deadline, // scripts are interrupted a little before it, with their story so far
 		Setup: func(env *testscript.Env) error {
 			s, err := newStory(env, shared)
 			if err != nil {
@@ -102,8 +105,7 @@ type story struct {
 	node, client *lab.Host
 	dir          string // short, as unix sockets want it
 	work         string // the script's directory
-	env          func(string) string
-	environ      func() []string
+	vars         []string // the script's environment
 
 	binary    string // what `daemon start` runs
 	daemon    *exec.Cmd
@@ -125,8 +127,6 @@ func newStory(env *testscript.Env, shared *sharedParts) (*story, error) {
 	env.Defer(func() { os.RemoveAll(dir) })
 	s := &story{sharedParts: shared, dir: dir, work: env.WorkDir, binary: shared.skep,
 		snapshots: map[string]lab.Snapshot{}, conns: map[string]net.Conn{}}
-	s.environ = func() []string { return env.Vars }
-	s.env = env.Getenv
 	if s.lab, err = lab.New(); err != nil {
 		return nil, err
 	}
@@ -164,6 +164,7 @@ func newStory(env *testscript.Env, shared *sharedParts) (*story, error) {
 	env.Setenv("NODE", s.node.Addr4().String())
 	env.Setenv("NODE6", s.node.Addr6().String())
 	env.Setenv("CLIENT", s.client.Addr4().String())
+	s.vars = slices.Clone(env.Vars)
 	return s, nil
 }
 
@@ -195,6 +196,10 @@ func scriptCommand(name string, run command) func(*testscript.TestScript, bool, 
 		s, ok := ts.Value(storyKey{}).(*story)
 		if !ok {
 			ts.Fatalf("%s: the story was not set up", name)
+		}
+		for i, v := range s.vars { // the script may have changed some with `env`
+			name, _, _ := strings.Cut(v, "=")
+			s.vars[i] = name + "=" + ts.Getenv(name)
 		}
 		ctx, cancel := context.WithTimeout(context.Background(), commandLimit)
 		defer cancel()
@@ -231,7 +236,7 @@ func (s *story) run(ctx context.Context, name string, args ...string) (string, e
 		name = s.docker
 	}
 	cmd := exec.CommandContext(ctx, name, args...)
-	cmd.Env, cmd.Dir = s.environ(), s.work
+	cmd.Env, cmd.Dir = s.vars, s.work
 	var stderr strings.Builder
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()
