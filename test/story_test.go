@@ -103,8 +103,8 @@ type story struct {
 	*sharedParts
 	lab          *lab.Lab
 	node, client *lab.Host
-	dir          string // short, as unix sockets want it
-	work         string // the script's directory
+	dir          string   // short, as unix sockets want it
+	work         string   // the script's directory
 	vars         []string // the script's environment
 
 	binary    string // what `daemon start` runs
