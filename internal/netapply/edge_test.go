@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -236,5 +237,81 @@ func TestReadyWhenAdded(t *testing.T) {
 		l.setPorts(port(netplan.UDP, 80, ti))
 		l.wantAnswer(l.client, "udp", hostIP4+":80", "a "+clientIP4)
 		must(t, l.net.RemoveTask(context.Background(), ti.ID))
+	}
+}
+
+func TestHostMTUAndRoutes(t *testing.T) {
+	l := newLab(t)
+	if mtu, err := HostMTU(l.host); mtu != 1500 || err != nil {
+		t.Errorf("without a default route: %d, %v", mtu, err)
+	}
+	l.sh(l.host, "ip link set eth0 mtu 1420; ip route add default via %s; ip route add 10.9.0.0/16 via %s", clientIP4, clientIP4)
+	if mtu, err := HostMTU(l.host); mtu != 1420 || err != nil {
+		t.Errorf("MTU %d, %v", mtu, err)
+	}
+	routes, err := HostRoutes(l.host)
+	must(t, err)
+	for _, want := range []string{"192.0.2.0/24", "2001:db8::/64", "10.9.0.0/16"} {
+		if !slices.Contains(routes, netplan.HostRoute{Dst: netip.MustParsePrefix(want), Link: "eth0"}) {
+			t.Errorf("%s is missing from %v", want, routes)
+		}
+	}
+}
+
+// A flow to the same port number elsewhere, and one that is rightly balanced,
+// live through a restart.
+func TestRestartKeepsUDPFlows(t *testing.T) {
+	l := newLab(t)
+	l.sync()
+	t0, ns0 := l.addTask(0)
+	t1, ns1 := l.addTask(1)
+	l.serve(ns0, "a", 8080)
+	l.serve(ns1, "b", 8080)
+	l.serve(l.client, "out", 80)
+	l.setPorts(port(netplan.UDP, 80, t0, t1))
+	out, err := l.dial(ns0, "udp", clientIP4+":80")
+	must(t, err)
+	in, err := l.dial(l.client, "udp", hostIP4+":80")
+	must(t, err)
+	_, err = ask(out)
+	must(t, err)
+	first, err := ask(in)
+	must(t, err)
+	before := l.sh(l.host, "conntrack -L -p udp 2>/dev/null | sed 's/^udp *17 [0-9]* //' | sort")
+	again, err := New(Config{Dir: l.net.cfg.Dir, HostNS: l.host})
+	must(t, err)
+	t.Cleanup(func() { must(t, again.Close()) })
+	_, err = again.Sync(context.Background(), withTasks(l, 2, port(netplan.UDP, 80, t0, t1)))
+	must(t, err)
+	if after := l.sh(l.host, "conntrack -L -p udp 2>/dev/null | sed 's/^udp *17 [0-9]* //' | sort"); after != before {
+		t.Errorf("a restart changed the tracked flows:\n%s\nwas\n%s", after, before)
+	}
+	if got, err := ask(in); err != nil || got != first {
+		t.Errorf("a flow moved from %q to %q, %v", first, got, err)
+	}
+	if got, err := ask(out); err != nil || got != "out "+hostIP4 {
+		t.Errorf("an outgoing flow: %q, %v", got, err)
+	}
+}
+
+// What a daemon that was killed half way left is completed.
+func TestHalfMadeTask(t *testing.T) {
+	l := newLab(t)
+	l.sync()
+	t0, t1, t2 := l.task(0), l.task(1), l.task(2)
+	must(t, newNS(l.net.Path(t0), func() error { return nil })) // a namespace without a link
+	must(t, touch(l.net.Path(t1)))                              // a file without a namespace
+	l.sh(l.gateway(), "ip link add t%s type dummy 2>/dev/null || ip link add t%s type veth peer name x", t2.Name(), t2.Name())
+	l.syncWith(withTasks(l, 3, port(netplan.TCP, 80, t0), port(netplan.TCP, 81, t1), port(netplan.TCP, 82, t2)))
+	for i, ti := range []netplan.Task{t0, t1, t2} {
+		fd, err := openNS(l.net.Path(ti))
+		must(t, err)
+		defer unix.Close(fd)
+		l.serve(fd, "a", 8080)
+		l.wantAnswer(l.client, "tcp", fmt.Sprintf("%s:%d", hostIP4, 80+i), "a "+clientIP4)
+		l.wantAnswer(l.client, "tcp", fmt.Sprintf("[%s]:%d", hostIP6, 80+i), "a "+clientIP6)
+	}
+	if n := l.syncWith(withTasks(l, 3, port(netplan.TCP, 80, t0), port(netplan.TCP, 81, t1), port(netplan.TCP, 82, t2))); n != 0 {
+		t.Errorf("a second pass wrote %d requests", n)
 	}
 }

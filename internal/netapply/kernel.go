@@ -108,7 +108,8 @@ func parseLink(body []byte) kernelLink {
 	return l
 }
 
-// addrs reads the addresses of one interface, link-local ones excepted.
+// addrs reads the addresses of one interface, or of all when index is 0,
+// link-local ones excepted.
 func (s *space) addrs(index int) ([]kernelAddr, error) {
 	b := &batch{}
 	h := make([]byte, 8)
@@ -116,7 +117,7 @@ func (s *space) addrs(index int) ([]kernelAddr, error) {
 	b.begin(unix.RTM_GETADDR, dumpFlag, h, "read addresses")
 	var out []kernelAddr
 	err := s.rt.dump(unix.RTM_NEWADDR, b, func(body []byte) {
-		if len(body) < 8 || int(native.Uint32(body[4:])) != index {
+		if len(body) < 8 || index != 0 && int(native.Uint32(body[4:])) != index {
 			return
 		}
 		var local, addr netip.Addr
@@ -133,7 +134,7 @@ func (s *space) addrs(index int) ([]kernelAddr, error) {
 			addr = local
 		}
 		if addr.IsValid() && !addr.IsLinkLocalUnicast() {
-			out = append(out, kernelAddr{index, netip.PrefixFrom(addr, int(body[1]))})
+			out = append(out, kernelAddr{int(native.Uint32(body[4:])), netip.PrefixFrom(addr, int(body[1]))})
 		}
 	})
 	return out, err
@@ -301,14 +302,12 @@ func HostRoutes(hostNS int) ([]netplan.HostRoute, error) {
 		names[l.index] = l.name
 	}
 	var out []netplan.HostRoute
-	for _, l := range links {
-		addrs, err := s.addrs(l.index)
-		if err != nil {
-			return nil, fmt.Errorf("read the host's addresses: %w", err)
-		}
-		for _, a := range addrs {
-			out = append(out, netplan.HostRoute{Dst: a.prefix.Masked(), Link: l.name})
-		}
+	addrs, err := s.addrs(0)
+	if err != nil {
+		return nil, fmt.Errorf("read the host's addresses: %w", err)
+	}
+	for _, a := range addrs {
+		out = append(out, netplan.HostRoute{Dst: a.prefix.Masked(), Link: names[a.index]})
 	}
 	for _, v6 := range []bool{false, true} {
 		routes, err := s.routes(0, v6)

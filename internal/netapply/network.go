@@ -125,7 +125,7 @@ func (n *Network) Sync(ctx context.Context, in netplan.Input) (int, error) {
 	changes, err := n.pass(ctx)
 	if err == nil {
 		n.ready = true
-		err = n.forgetUDP(before, in.Ports, nil)
+		err = n.forgetUDP(touchedUDP(before, in.Ports))
 	}
 	return changes, err
 }

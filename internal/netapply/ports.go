@@ -3,12 +3,7 @@ package netapply
 import (
 	"context"
 	"fmt"
-	"net/netip"
 	"slices"
-
-	"github.com/vishvananda/netlink"
-	"github.com/vishvananda/netns"
-	"golang.org/x/sys/unix"
 
 	"github.com/skep-swarm/skep/internal/netplan"
 )
@@ -77,7 +72,7 @@ func (n *Network) SetPorts(ctx context.Context, set []netplan.Port, del []netpla
 			return err
 		}
 	}
-	return n.forgetUDP(before, set, del)
+	return n.forgetUDP(touchedUDP(before, set))
 }
 
 func (n *Network) portList() []netplan.Port {
@@ -88,73 +83,4 @@ func (n *Network) portList() []netplan.Port {
 		out = append(out, p)
 	}
 	return out
-}
-
-// udpFilter picks the tracked flows whose translation no longer holds.
-type udpFilter struct {
-	gone  map[uint16]map[netip.AddrPort]bool // published port → backends it lost
-	fresh map[uint16]bool                    // ports that flows may have reached before they were published
-}
-
-// MatchConntrackFlow tells whether a flow is to be forgotten.
-func (f udpFilter) MatchConntrackFlow(flow *netlink.ConntrackFlow) bool {
-	if flow.Forward.Protocol != unix.IPPROTO_UDP {
-		return false
-	}
-	to, _ := netip.AddrFromSlice(flow.Forward.DstIP)
-	from, ok := netip.AddrFromSlice(flow.Reverse.SrcIP)
-	if !ok {
-		return false
-	}
-	if f.fresh[flow.Forward.DstPort] && from.Unmap() == to.Unmap() {
-		return true
-	}
-	return f.gone[flow.Forward.DstPort][netip.AddrPortFrom(from.Unmap(), flow.Reverse.SrcPort)]
-}
-
-// forgetUDP deletes the tracked flows of removed UDP backends: the kernel
-// would go on sending a connected client's datagrams to them. before holds the
-// ports as they were.
-func (n *Network) forgetUDP(before map[netplan.PortKey]netplan.Port, now []netplan.Port, del []netplan.PortKey) error {
-	f := udpFilter{gone: map[uint16]map[netip.AddrPort]bool{}, fresh: map[uint16]bool{}}
-	after := map[netplan.PortKey]netplan.Port{}
-	for _, p := range now {
-		after[p.PortKey] = p
-		if old, ok := before[p.PortKey]; p.Proto == netplan.UDP && (!ok || len(old.Backends4)+len(old.Backends6) == 0) {
-			f.fresh[p.Number] = true
-		}
-	}
-	_ = del // withdrawn ports are in before and not in after
-	for k, old := range before {
-		if k.Proto != netplan.UDP {
-			continue
-		}
-		kept := after[k]
-		for _, b := range slices.Concat(old.Backends4, old.Backends6) {
-			if !slices.Contains(kept.Backends4, b) && !slices.Contains(kept.Backends6, b) {
-				if f.gone[k.Number] == nil {
-					f.gone[k.Number] = map[netip.AddrPort]bool{}
-				}
-				f.gone[k.Number][b] = true
-			}
-		}
-	}
-	if len(f.gone) == 0 && len(f.fresh) == 0 {
-		return nil
-	}
-	h, err := netlink.NewHandleAt(netns.NsHandle(n.host.fd), unix.NETLINK_NETFILTER)
-	if err != nil {
-		return fmt.Errorf("open conntrack: %w", err)
-	}
-	defer h.Close()
-	families := []netlink.InetFamily{unix.AF_INET}
-	if n.node.IPv6() {
-		families = append(families, unix.AF_INET6)
-	}
-	for _, fam := range families {
-		if _, err := h.ConntrackDeleteFilters(netlink.ConntrackTable, fam, f); err != nil {
-			return fmt.Errorf("forget UDP flows of removed backends: %w", err)
-		}
-	}
-	return nil
 }

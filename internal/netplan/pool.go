@@ -27,9 +27,10 @@ func DefaultPools() []netip.Prefix {
 	return out
 }
 
-// linkPool holds the IPv4 host links of all instances on all hosts; each
-// instance takes a /30 by its name.
-var linkPool = netip.MustParsePrefix("10.253.0.0/16")
+// linkPools hold the IPv4 host links of all instances on all hosts; each
+// instance takes a /30 by its name, from the second where the first is in use
+// as a whole.
+var linkPools = []netip.Prefix{netip.MustParsePrefix("10.253.0.0/16"), netip.MustParsePrefix("172.27.0.0/16")}
 
 // A ClashError says which of a host's destinations stand in the way.
 type ClashError struct {
@@ -61,15 +62,19 @@ func ChoosePool(routes []HostRoute, candidates []netip.Prefix, own ...string) (n
 }
 
 // ChooseLink4 returns the /30 of an instance's host link: the first free one
-// of 10.253.0.0/16, beginning at a place that the instance's name gives.
+// of 10.253.0.0/16 or 172.27.0.0/16, beginning at a place that the instance's
+// name gives.
 func ChooseLink4(routes []HostRoute, instance string, own ...string) (netip.Prefix, error) {
 	sum := sha256.Sum256([]byte(instance))
-	start, base := int(binary.BigEndian.Uint16(sum[:])>>2), linkPool.Addr().As4()
+	start := int(binary.BigEndian.Uint16(sum[:]) >> 2)
 	var tried []netip.Prefix
-	for i := range 64 {
-		n := (start + i) % (1 << 14)
-		a := netip.AddrFrom4([4]byte{base[0], base[1], byte(n >> 6), byte(n << 2)})
-		tried = append(tried, netip.PrefixFrom(a, 30))
+	for _, pool := range linkPools {
+		base := pool.Addr().As4()
+		for i := range 64 {
+			n := (start + i) % (1 << 14)
+			a := netip.AddrFrom4([4]byte{base[0], base[1], byte(n >> 6), byte(n << 2)})
+			tried = append(tried, netip.PrefixFrom(a, 30))
+		}
 	}
 	return ChoosePool(routes, tried, own...)
 }

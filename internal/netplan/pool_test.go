@@ -57,6 +57,10 @@ func TestChooseLink(t *testing.T) {
 				t.Fatalf("link %v lies in the pool %v", one, p)
 			}
 		}
+		vpn := HostRoute{netip.MustParsePrefix("10.0.0.0/8"), "vpn"}
+		if p, err := ChooseLink4([]HostRoute{vpn}, a); err != nil || p.Overlaps(vpn.Dst) || p.Bits() != 30 {
+			t.Fatalf("link %v beside a route to all of 10.0.0.0/8: %v", p, err)
+		}
 		if Link6(a) == Link6(b) || Link6(a).Bits() != 126 {
 			t.Fatalf("IPv6 links %v and %v", Link6(a), Link6(b))
 		}
