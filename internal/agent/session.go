@@ -7,6 +7,7 @@ import (
 	"fmt"
 	mathrand "math/rand/v2"
 	"reflect"
+	"strings"
 	"sync"
 	"time"
 
@@ -85,7 +86,7 @@ func (a *Agent) dialSession(ctx context.Context) error {
 		if cause := context.Cause(ctx); cause != nil {
 			err = cause
 		}
-		return fmt.Errorf("session with %s: %w", conn.Target(), wire.FromStatus(err))
+		return fmt.Errorf("session with %s: %w", target(conn), wire.FromStatus(err))
 	}
 	var wg sync.WaitGroup
 	defer wg.Wait()
@@ -99,7 +100,12 @@ func (a *Agent) dialSession(ctx context.Context) error {
 	if cause := context.Cause(ctx); cause != nil {
 		err = cause
 	}
-	return fmt.Errorf("session with %s: %w", conn.Target(), wire.FromStatus(err))
+	return fmt.Errorf("session with %s: %w", target(conn), wire.FromStatus(err))
+}
+
+// target is the address of a connection's manager.
+func target(conn *grpc.ClientConn) string {
+	return strings.TrimPrefix(conn.Target(), "passthrough:///")
 }
 
 // hello begins the session and waits for the manager's welcome.
@@ -142,7 +148,7 @@ func (s *session) hello(ctx context.Context) error {
 	}
 	s.num, s.heard = w.Session, time.Now()
 	s.setPeriod(w.HeartbeatPeriodMs)
-	a.welcomed(w, s.conn.Target())
+	a.welcomed(w, target(s.conn))
 	return nil
 }
 

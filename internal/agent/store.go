@@ -27,7 +27,7 @@ const (
 // op puts a value, or deletes the key when the value is nil.
 type op struct {
 	Key   string `cbor:"1,keyasint"`
-	Value []byte `cbor:"2,keyasint,omitempty"`
+	Value []byte `cbor:"2,keyasint"` // nil and empty differ
 }
 
 // store keeps what the node must know when it starts without a manager: a small table of bytes in memory, written as a
