@@ -135,6 +135,12 @@ func withTasks(l *lab, tasks int, ports ...netplan.Port) netplan.Input {
 }
 
 func TestNamespaceFilesAreBoundAgain(t *testing.T) {
+	for _, known := range []bool{true, false} {
+		t.Run(fmt.Sprintf("process known %v", known), func(t *testing.T) { testBoundAgain(t, known) })
+	}
+}
+
+func testBoundAgain(t *testing.T, known bool) {
 	l := newLab(t)
 	l.sync()
 	t0, ns0 := l.addTask(0)
@@ -147,9 +153,11 @@ func TestNamespaceFilesAreBoundAgain(t *testing.T) {
 		return proc.Start()
 	}))
 	t.Cleanup(func() { _, _ = proc.Process.Kill(), proc.Wait() })
-	t0.PID = proc.Process.Pid
-	_, err := l.net.AddTask(context.Background(), t0)
-	must(t, err)
+	if known {
+		t0.PID = proc.Process.Pid
+		_, err := l.net.AddTask(context.Background(), t0)
+		must(t, err)
+	}
 	l.setPorts(port(netplan.TCP, 80, t0))
 	repairs := l.run()
 	l.sh(l.host, "nft flush ruleset")
@@ -160,7 +168,7 @@ func TestNamespaceFilesAreBoundAgain(t *testing.T) {
 		must(t, os.Remove(path))
 		within(t, time.Second, "namespace file bound again", func() bool { return isNS(path) })
 	}
-	if !sameNS(l.net.Path(t0), fmt.Sprintf("/proc/%d/ns/net", t0.PID)) {
+	if !sameNS(l.net.Path(t0), fmt.Sprintf("/proc/%d/ns/net", proc.Process.Pid)) {
 		t.Error("another namespace was bound than that of the task's process")
 	}
 	l.wantAnswer(l.client, "tcp", hostIP4+":80", "a "+clientIP4)
@@ -248,5 +256,36 @@ func (l *lab) listen() func() []string {
 			out = append(out, n.s)
 		}
 		return out
+	}
+}
+
+// A large node is mended within a second, too.
+func TestRepairManyPorts(t *testing.T) {
+	l := newLab(t)
+	var tasks []netplan.Task
+	for i := range 10 {
+		tasks = append(tasks, l.task(i))
+	}
+	in := withTasks(l, 10)
+	for i := range 200 {
+		in.Ports = append(in.Ports, port(netplan.TCP, uint16(1000+i), tasks...))
+	}
+	l.syncWith(in)
+	for _, ti := range tasks {
+		fd, err := openNS(l.net.Path(ti))
+		must(t, err)
+		defer unix.Close(fd)
+		l.serve(fd, "a", 8080)
+	}
+	repairs := l.run()
+	l.sh(l.host, "nft flush ruleset")
+	within(t, 5*time.Second, "first repair", func() bool { return repairs.Load() > 0 })
+	n := repairs.Load()
+	l.sh(l.host, "nft flush ruleset")
+	took := within(t, time.Second, "repair", func() bool { return repairs.Load() > n })
+	l.wantAnswer(l.client, "tcp", hostIP4+":1199", "a "+clientIP4)
+	t.Logf("200 ports with 10 backends of both families were back after %v", took)
+	if c := l.syncWith(in); c != 0 {
+		t.Errorf("a second pass wrote %d requests", c)
 	}
 }

@@ -46,7 +46,7 @@ func (n *Network) AddTask(ctx context.Context, t netplan.Task) (string, error) {
 	if st.done && isNS(path) {
 		return path, nil
 	}
-	if !isNS(path) && st.task.PID == 0 {
+	if !isNS(path) && !st.done && st.task.PID == 0 {
 		err = n.makeTask(st.task)
 	} else {
 		_, err = n.mendTask(st)
@@ -256,34 +256,6 @@ func (n *Network) mendTask(st *taskState) (int, error) {
 	}
 	st.done = true
 	return c, nil
-}
-
-// adopt binds the namespace of a task's living process to path. It reports
-// whether it did: the number may since belong to another process, so the
-// namespace must have the task's own interface.
-func (n *Network) adopt(path string, t netplan.Task) bool {
-	if t.PID == 0 {
-		return false
-	}
-	fd, err := unix.Open(fmt.Sprintf("/proc/%d/ns/net", t.PID), unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return false
-	}
-	s, err := openSpace(t.Name(), fd)
-	if err != nil {
-		return false
-	}
-	defer s.close()
-	links, err := s.links(netplan.TaskLink)
-	if err != nil {
-		return false
-	}
-	for _, l := range netplan.TaskSpace(n.node, t).Links {
-		if l.Name == netplan.TaskLink && links[l.Name].mac == l.MAC && links[l.Name].kind == l.Kind {
-			return adoptFD(path, s.fd) == nil
-		}
-	}
-	return false
 }
 
 // mendPort puts the sandbox's end of a link that was made anew into the

@@ -18,7 +18,7 @@ import (
 // something was mended just before, and the time that mending takes.
 const (
 	settle   = 30 * time.Millisecond  // after the first change, so that a series is mended once
-	spacing  = 250 * time.Millisecond // between two passes
+	spacing  = 100 * time.Millisecond // between two passes
 	retry    = time.Second            // after a pass that failed, doubled up to slow
 	slow     = 15 * time.Second
 	fullScan = 2 * time.Minute // for what no notification tells, such as sysctls
