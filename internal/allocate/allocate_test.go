@@ -260,3 +260,23 @@ func TestPortsOfAnotherServiceAreRefused(t *testing.T) {
 		}
 	}
 }
+
+func TestRevisionKeepsItsDynamicPorts(t *testing.T) {
+	f := setUp(nil, t, "10.1.0.0/22", 0)
+	spec := &swarm.EndpointSpec{Ports: []swarm.PortConfig{{Protocol: "tcp", TargetPort: 80}, {Protocol: "tcp", TargetPort: 81}}}
+	f.service(2, spec.Ports)
+	f.apply(allocate.Ports(f.snap, 2))
+	spec.Ports = []swarm.PortConfig{{Protocol: "tcp", TargetPort: 79}, spec.Ports[1]}
+	got, err := allocate.PortsFor(f.snap, 2, spec)
+	if err != nil || got[0].PublishedPort != 30000 || got[1].PublishedPort != 30001 {
+		t.Errorf("%+v %v", got, err)
+	}
+	// The fixed port of one entry is not given to another.
+	spec.Ports = append(spec.Ports, swarm.PortConfig{Protocol: "tcp", TargetPort: 82, PublishedPort: 30000})
+	if got, err = allocate.PortsFor(f.snap, 9, spec); err == nil {
+		t.Errorf("port 30000 is another service's: %+v", got)
+	}
+	if got, err = allocate.PortsFor(f.snap, 2, spec); err != nil || got[0].PublishedPort != 30002 || got[2].PublishedPort != 30000 {
+		t.Errorf("%+v %v", got, err)
+	}
+}

@@ -25,15 +25,10 @@ func Ports(snap *state.Snapshot, id model.ServiceID) model.Txn {
 	if svc == nil {
 		return model.Txn{}
 	}
-	var want []swarm.PortConfig
-	if ep := svc.Spec().EndpointSpec; ep != nil {
-		want = slices.Clone(ep.Ports)
-	}
 	set := &model.PortsSet{Service: id}
-	if err := number(snap, svc, want); err != nil {
+	ports, err := PortsFor(snap, id, svc.Spec().EndpointSpec)
+	if set.Ports = ports; err != nil {
 		set.Err = err.Error()
-	} else {
-		set.Ports = want
 	}
 	if set.Err == svc.PortError && slices.Equal(set.Ports, svc.Ports) {
 		return model.Txn{}
@@ -48,8 +43,27 @@ func Ports(snap *state.Snapshot, id model.ServiceID) model.Txn {
 	}
 }
 
+// PortsFor is what a spec's published ports become: every ingress port that asked for no number gets
+// one, the service's old one where it has it. A revision that is written with them
+// (NewRevision.Ports) keeps its numbers. id is that of a service that may not exist yet. The
+// error is Invalid when another service has a fixed port, Exhausted when none is free.
+func PortsFor(snap *state.Snapshot, id model.ServiceID, spec *swarm.EndpointSpec) ([]swarm.PortConfig, error) {
+	if spec == nil || len(spec.Ports) == 0 {
+		return nil, nil
+	}
+	var old []swarm.PortConfig
+	if svc := snap.Service(id); svc != nil {
+		old = slices.Clone(svc.Ports)
+	}
+	want := slices.Clone(spec.Ports)
+	if err := number(snap, id, old, want); err != nil {
+		return nil, err
+	}
+	return want, nil
+}
+
 // number fills in want's dynamic ports, and checks the fixed ones.
-func number(snap *state.Snapshot, svc *model.Service, want []swarm.PortConfig) error {
+func number(snap *state.Snapshot, id model.ServiceID, old, want []swarm.PortConfig) error {
 	type key struct {
 		proto string
 		port  uint32
@@ -57,7 +71,7 @@ func number(snap *state.Snapshot, svc *model.Service, want []swarm.PortConfig) e
 	mine := map[key]bool{} // numbers of this service that are spoken for
 	for _, p := range want {
 		if ingress(p) && p.PublishedPort != 0 {
-			if owner, ok := snap.PortOwner(proto(p), p.PublishedPort); ok && owner != svc.ID {
+			if owner, ok := snap.PortOwner(proto(p), p.PublishedPort); ok && owner != id {
 				return inUse(snap, p.PublishedPort, owner, "an ingress")
 			}
 			mine[key{proto(p), p.PublishedPort}] = true
@@ -65,31 +79,35 @@ func number(snap *state.Snapshot, svc *model.Service, want []swarm.PortConfig) e
 	}
 	free := func(k key) bool {
 		owner, ok := snap.PortOwner(k.proto, k.port)
-		return !mine[k] && (!ok || owner == svc.ID)
+		return !mine[k] && (!ok || owner == id)
 	}
-	old := slices.Clone(svc.Ports)
+	keep := func(p *swarm.PortConfig) {
+		for _, o := range old {
+			same, k := o, key{proto(o), o.PublishedPort}
+			same.PublishedPort = 0
+			if same == *p && k.port >= dynamicFirst && k.port <= dynamicLast && free(k) {
+				mine[k] = true
+				p.PublishedPort = k.port
+				return
+			}
+		}
+	}
+	// Old numbers first, or a new port might take one that a later port has.
+	for i := range want {
+		if ingress(want[i]) && want[i].PublishedPort == 0 {
+			keep(&want[i])
+		}
+	}
 	for i := range want {
 		p := &want[i]
 		if !ingress(*p) || p.PublishedPort != 0 {
 			continue
 		}
-		k := key{proto: proto(*p)}
-		at := slices.IndexFunc(old, func(o swarm.PortConfig) bool {
-			same := o
-			same.PublishedPort = 0
-			return same == *p && o.PublishedPort >= dynamicFirst && o.PublishedPort <= dynamicLast && free(key{k.proto, o.PublishedPort})
-		})
-		if at >= 0 {
-			k.port = old[at].PublishedPort
-			old = slices.Delete(old, at, at+1)
-		}
-		for n := uint32(dynamicFirst); k.port == 0 && n <= dynamicLast; n++ {
-			if free(key{k.proto, n}) {
-				k.port = n
+		k := key{proto(*p), dynamicFirst}
+		for !free(k) {
+			if k.port++; k.port > dynamicLast {
+				return model.Errorf(model.Exhausted, "no free %s port between %d and %d for target port %d", k.proto, dynamicFirst, dynamicLast, p.TargetPort)
 			}
-		}
-		if k.port == 0 {
-			return model.Errorf(model.Exhausted, "no free %s port between %d and %d for target port %d", k.proto, dynamicFirst, dynamicLast, p.TargetPort)
 		}
 		mine[k] = true
 		p.PublishedPort = k.port

@@ -165,7 +165,13 @@ func (p *planner) restartAt(t *model.Task) model.Time {
 			return p.now + p.policy.delay
 		}
 	}
-	return t.StatusAt + p.policy.delay
+	return p.afterEnd(t)
+}
+
+// afterEnd is the restart delay counted from a task's end; one that failed while it was held back
+// had its own delay to wait for.
+func (p *planner) afterEnd(t *model.Task) model.Time {
+	return max(t.StatusAt, t.StartAt) + p.policy.delay
 }
 
 // handOver stops the other live tasks of a slot when the one of the current template runs. With

@@ -73,7 +73,7 @@ func (p *planner) open(taken, vacant []*slot, missing int) {
 func (p *planner) fill(s *slot) {
 	desired, startAt := model.StateRunning, p.now
 	if n := s.newest; n != nil && n.State.Terminal() {
-		startAt = max(startAt, n.StatusAt+p.policy.delay)
+		startAt = max(startAt, p.afterEnd(n))
 	}
 	if startAt > p.now || p.stopping(s, ^uint64(0)) {
 		desired = model.StateReady

@@ -296,7 +296,6 @@ func (w *world) obey() {
 func (w *world) settle() {
 	w.t.Helper()
 	for range 500 {
-		index := w.index
 		w.plan()
 		quiet := w.planned == 0
 		before := w.index
@@ -307,7 +306,6 @@ func (w *world) settle() {
 			}
 			w.now = w.next
 		}
-		_ = index
 	}
 	w.t.Fatal("the swarm does not settle")
 }
