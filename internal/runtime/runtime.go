@@ -34,8 +34,7 @@ type Spec struct {
 	Stdout, Stderr string
 	// ResolvConf, HostsFile and HostnameFile are bound over the files of those names in /etc; empty leaves the image's.
 	ResolvConf, HostsFile, HostnameFile string
-	// Env is added after the spec's environment, for templates that only the node can expand. When not nil it
-	// replaces the spec's.
+	// Env replaces the spec's environment when it is not nil, for templates that only the node can expand.
 	Env []string
 	// Mounts are binds beyond the user's own: secrets, configs. Sources must exist before Prepare.
 	Mounts []Mount
