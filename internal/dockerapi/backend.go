@@ -39,7 +39,8 @@ type Cluster interface {
 	// calls Local, and nothing else of the backend.
 	Watch(ctx context.Context, fn func(Applied)) error
 	// CheckPorts asks the ready nodes whether a program of theirs holds one of the ports, and
-	// returns the refusals. It is an early warning: the agents hold the ports later.
+	// returns the refusals. It is an early warning: the agents hold the ports later, and a node
+	// that cannot be asked refuses nothing.
 	CheckPorts(ctx context.Context, ports []swarm.PortConfig) ([]PortRefusal, error)
 }
 

@@ -179,7 +179,7 @@ func (f *fake) fill(id model.ServiceID, slot uint32) {
 	tid := model.TaskID{Service: id, Num: svc.LastTask + 1}
 	node := f.Local().Node
 	f.change(model.Change{PutTask: &model.Task{ID: tid, Slot: slot, Template: svc.Template, Desired: model.StateRunning, State: model.StateNew}})
-	addr := netip.AddrFrom4([4]byte{172, 20, byte(id), byte(tid.Num)})
+	addr := netip.AddrFrom4([4]byte{172, byte(20 + id), byte(tid.Num >> 8), byte(tid.Num)})
 	f.change(model.Change{SetTaskPlace: &model.TaskPlaceSet{Task: tid, Node: node, Gateway4: addr}})
 	f.report(tid, model.StateRunning, uint32(4000+100*uint64(id)+tid.Num))
 	for i, text := range []string{"hello from slot %d\n", "ready, slot %d\n"} {

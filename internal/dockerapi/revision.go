@@ -33,9 +33,10 @@ func planCreate(spec model.ServiceSpec) plan {
 }
 
 // planUpdate gives a service the spec, if it is still at the version. rollback says that the
-// user asked for the previous spec.
-func planUpdate(id model.ServiceID, version uint64, spec model.ServiceSpec, rollback bool) plan {
+// user asked for the previous spec; now is the clock, from which a rollout's windows count.
+func planUpdate(id model.ServiceID, version uint64, spec model.ServiceSpec, rollback bool, now model.Time) plan {
 	return func(snap *state.Snapshot) (model.Txn, error) {
+		startedAt := max(now, snap.Time())
 		svc := snap.Service(id)
 		if svc == nil {
 			return model.Txn{}, model.NotFoundf("service %s not found", snap.Cluster().Namer().ServiceID(id))
@@ -59,9 +60,9 @@ func planUpdate(id model.ServiceID, version uint64, spec model.ServiceSpec, roll
 		}
 		switch {
 		case rollback:
-			change.Update = &model.UpdateStatus{State: swarm.UpdateStateRollbackStarted, StartedAt: snap.Time(), Message: "manually requested rollback"}
+			change.Update = &model.UpdateStatus{State: swarm.UpdateStateRollbackStarted, StartedAt: startedAt, Message: "manually requested rollback"}
 		case needsRollout(snap, svc, change):
-			change.Update = &model.UpdateStatus{State: swarm.UpdateStateUpdating, StartedAt: snap.Time(), Message: "update in progress"}
+			change.Update = &model.UpdateStatus{State: swarm.UpdateStateUpdating, StartedAt: startedAt, Message: "update in progress"}
 		case svc.Update != nil:
 			// The status is of a rollout before this spec: clients that wait would take it for theirs.
 			txn.Changes = append(txn.Changes, model.Change{SetUpdate: &model.UpdateSet{Service: id}})

@@ -69,7 +69,7 @@ func (s *Server) createService(r *request) error {
 	if err != nil {
 		return err
 	}
-	id, err := s.serviceTouched(r.ctx(), out)
+	id, err := s.createdID(r.ctx(), out, spec.Typed.Name)
 	if err != nil {
 		return err
 	}
@@ -94,18 +94,23 @@ func (s *Server) readService(r *request) (model.ServiceSpec, error) {
 	return spec, Admit(spec.Typed, s.modes)
 }
 
-// serviceTouched is the identifier of the service that a write made.
-func (s *Server) serviceTouched(ctx context.Context, out *model.Outcome) (string, error) {
+// createdID is the identifier of the service that a write made. The outcome of a batch that was
+// sent twice names nothing; then the name does.
+func (s *Server) createdID(ctx context.Context, out *model.Outcome, name string) (string, error) {
 	snap, err := s.state(ctx)
 	if err != nil {
 		return "", err
 	}
+	namer := snap.Cluster().Namer()
 	for _, k := range out.Touched {
 		if k.Kind == model.KindService {
-			return snap.Cluster().Namer().ID(k), nil
+			return namer.ID(k), nil
 		}
 	}
-	return "", fmt.Errorf("the service was written, but its number is unknown: list the services to see it")
+	if svc := snap.ServiceByName(name); svc != nil {
+		return namer.ServiceID(svc.ID), nil
+	}
+	return "", rpcErrorf(model.NotFound, "service %s was created, but is gone again", name)
 }
 
 func (s *Server) updateService(r *request) error {
@@ -141,7 +146,7 @@ func (s *Server) updateService(r *request) error {
 	if err != nil {
 		return err
 	}
-	if _, err := s.write(r.ctx(), reason, planUpdate(svc.ID, version, spec, rollback != "")); err != nil {
+	if _, err := s.write(r.ctx(), reason, planUpdate(svc.ID, version, spec, rollback != "", model.Time(s.now().UnixNano()))); err != nil {
 		return err
 	}
 	return writeJSON(r, http.StatusOK, swarm.ServiceUpdateResponse{Warnings: warnings})

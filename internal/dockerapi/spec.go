@@ -10,6 +10,9 @@ import (
 	"github.com/skep-swarm/skep/internal/model"
 )
 
+// maxReadings bounds how often a spec is read again until it says the same twice.
+const maxReadings = 4
+
 // parseService reads a service spec as a client sent it, in the form of any API version, and
 // puts it into the one form that is stored: structural defaults filled in, keys in
 // Docker's case, empty values dropped as Docker's own types drop them. So a spec that a
@@ -28,7 +31,19 @@ func parseService(raw json.RawMessage) (model.ServiceSpec, error) {
 		return model.ServiceSpec{}, model.Invalidf("invalid JSON: %v", err)
 	}
 	fillService(typed)
-	return mergeSpec(raw, typed)
+	spec, err := mergeSpec(raw, typed)
+	// Keys that differ only in case may say two things; what is stored must say one.
+	for range maxReadings {
+		if err != nil {
+			return spec, err
+		}
+		before := spec
+		fillService(spec.Typed)
+		if spec, err = mergeSpec(spec.Raw, spec.Typed); err == nil && bytes.Equal(before.Raw, spec.Raw) {
+			return spec, nil
+		}
+	}
+	return spec, model.Invalidf("invalid JSON: fields whose names differ only in case contradict each other")
 }
 
 // mergeSpec is typed with the fields of raw that its type does not know.
