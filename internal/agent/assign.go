@@ -2,6 +2,7 @@ package agent
 
 import (
 	"github.com/skep-swarm/skep/internal/model"
+	"github.com/skep-swarm/skep/internal/wire"
 	"github.com/skep-swarm/skep/internal/wire/pb"
 )
 
@@ -127,7 +128,7 @@ func (a *Agent) assign(ops []op, fresh []*task, m *pb.Task) ([]op, []*task) {
 		}
 		return append(ops, op{taskPrefix + idText(id), encode(m)}), fresh
 	}
-	t := newTask(a, m, a.templates[m.Template], status{State: model.TaskState(m.State)})
+	t := newTask(a, m, a.templates[m.Template], statusOf(m))
 	a.byID[id] = t
 	a.adopt(t)
 	return append(ops, op{taskPrefix + idText(id), encode(m)}), append(fresh, t)
@@ -150,4 +151,13 @@ func (a *Agent) finishAssign(ops []op, fresh []*task, at place) {
 	for _, t := range fresh {
 		a.launch(t)
 	}
+}
+
+// statusOf is where a task stands by the managers' word, for a node that has none of its own.
+func statusOf(m *pb.Task) status {
+	st := status{State: model.TaskState(m.State)}
+	if len(m.HostPorts) > 0 {
+		st.HostPorts = wire.Ports(m.HostPorts)
+	}
+	return st
 }

@@ -128,7 +128,7 @@ func (a *Agent) loadTasks() error {
 		}
 		st, ok := states[key[len(taskPrefix):]]
 		if !ok {
-			st = status{State: model.TaskState(m.State)}
+			st = statusOf(m)
 		}
 		t := newTask(a, m, a.templates[m.Template], st)
 		a.byID[t.id] = t

@@ -208,7 +208,7 @@ func (m *scripted) assign(num uint64, tpl uint64, desired model.TaskState) model
 	m.index++
 	t := m.tasks[id]
 	if t == nil {
-		addr := netip.AddrFrom4([4]byte{10, 128, 1, byte(2 + num)})
+		addr := netip.AddrFrom4([4]byte{10, 128, 1, byte(2 + num%250)})
 		t = &pb.Task{Ref: wire.Ref(id), Id: externalID(num), Slot: uint32(num), Template: tpl, State: uint32(model.StateAssigned), Gateway4: wire.AddrBytes(addr)}
 		m.tasks[id] = t
 		m.order = append(m.order, id)

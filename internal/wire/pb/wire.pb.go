@@ -2034,9 +2034,11 @@ type Task struct {
 	// What the managers know of it: a node that lost its memory goes on from there.
 	State uint32 `protobuf:"varint,6,opt,name=state,proto3" json:"state,omitempty"`
 	// Addresses in the gateway network, 4 and 16 bytes.
-	Gateway4      []byte `protobuf:"bytes,7,opt,name=gateway4,proto3" json:"gateway4,omitempty"`
-	Gateway6      []byte `protobuf:"bytes,8,opt,name=gateway6,proto3" json:"gateway6,omitempty"`
-	JobIteration  uint64 `protobuf:"varint,9,opt,name=job_iteration,json=jobIteration,proto3" json:"job_iteration,omitempty"`
+	Gateway4     []byte `protobuf:"bytes,7,opt,name=gateway4,proto3" json:"gateway4,omitempty"`
+	Gateway6     []byte `protobuf:"bytes,8,opt,name=gateway6,proto3" json:"gateway6,omitempty"`
+	JobIteration uint64 `protobuf:"varint,9,opt,name=job_iteration,json=jobIteration,proto3" json:"job_iteration,omitempty"`
+	// Ports in host mode as the node bound them before.
+	HostPorts     []*PortConfig `protobuf:"bytes,10,rep,name=host_ports,json=hostPorts,proto3" json:"host_ports,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2132,6 +2134,13 @@ func (x *Task) GetJobIteration() uint64 {
 		return x.JobIteration
 	}
 	return 0
+}
+
+func (x *Task) GetHostPorts() []*PortConfig {
+	if x != nil {
+		return x.HostPorts
+	}
+	return nil
 }
 
 // Tables are what every node must know to balance: rows that replace the row of the same key.
@@ -3300,7 +3309,7 @@ const file_wire_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a=\n" +
 	"\x0fLogOptionsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xfc\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xb5\x02\n" +
 	"\x04Task\x12'\n" +
 	"\x03ref\x18\x01 \x01(\v2\x15.skep.wire.v1.TaskRefR\x03ref\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\tR\x02id\x12\x12\n" +
@@ -3310,7 +3319,10 @@ const file_wire_proto_rawDesc = "" +
 	"\x05state\x18\x06 \x01(\rR\x05state\x12\x1a\n" +
 	"\bgateway4\x18\a \x01(\fR\bgateway4\x12\x1a\n" +
 	"\bgateway6\x18\b \x01(\fR\bgateway6\x12#\n" +
-	"\rjob_iteration\x18\t \x01(\x04R\fjobIteration\"\x9b\x02\n" +
+	"\rjob_iteration\x18\t \x01(\x04R\fjobIteration\x127\n" +
+	"\n" +
+	"host_ports\x18\n" +
+	" \x03(\v2\x18.skep.wire.v1.PortConfigR\thostPorts\"\x9b\x02\n" +
 	"\x06Tables\x12&\n" +
 	"\x02at\x18\x01 \x01(\v2\x16.skep.wire.v1.PositionR\x02at\x12\x1a\n" +
 	"\bcomplete\x18\x02 \x01(\bR\bcomplete\x12\x12\n" +
@@ -3492,36 +3504,37 @@ var file_wire_proto_depIdxs = []int32{
 	42, // 33: skep.wire.v1.Template.service_labels:type_name -> skep.wire.v1.Template.ServiceLabelsEntry
 	43, // 34: skep.wire.v1.Template.log_options:type_name -> skep.wire.v1.Template.LogOptionsEntry
 	5,  // 35: skep.wire.v1.Task.ref:type_name -> skep.wire.v1.TaskRef
-	4,  // 36: skep.wire.v1.Tables.at:type_name -> skep.wire.v1.Position
-	29, // 37: skep.wire.v1.Tables.ports:type_name -> skep.wire.v1.PortRow
-	28, // 38: skep.wire.v1.Tables.ports_removed:type_name -> skep.wire.v1.PortKey
-	31, // 39: skep.wire.v1.Tables.nodes:type_name -> skep.wire.v1.NodeRow
-	28, // 40: skep.wire.v1.PortRow.key:type_name -> skep.wire.v1.PortKey
-	30, // 41: skep.wire.v1.PortRow.backends:type_name -> skep.wire.v1.Backend
-	5,  // 42: skep.wire.v1.Backend.task:type_name -> skep.wire.v1.TaskRef
-	33, // 43: skep.wire.v1.Ask.check_ports:type_name -> skep.wire.v1.CheckPorts
-	28, // 44: skep.wire.v1.CheckPorts.ports:type_name -> skep.wire.v1.PortKey
-	35, // 45: skep.wire.v1.OpenStream.logs:type_name -> skep.wire.v1.LogsRequest
-	5,  // 46: skep.wire.v1.LogsRequest.tasks:type_name -> skep.wire.v1.TaskRef
-	37, // 47: skep.wire.v1.Frame.open:type_name -> skep.wire.v1.StreamOpen
-	39, // 48: skep.wire.v1.Frame.log_entries:type_name -> skep.wire.v1.LogEntries
-	38, // 49: skep.wire.v1.Frame.close:type_name -> skep.wire.v1.StreamClose
-	40, // 50: skep.wire.v1.LogEntries.entries:type_name -> skep.wire.v1.LogEntry
-	5,  // 51: skep.wire.v1.LogEntry.task:type_name -> skep.wire.v1.TaskRef
-	44, // 52: skep.wire.v1.LogEntry.attrs:type_name -> skep.wire.v1.LogEntry.AttrsEntry
-	0,  // 53: skep.wire.v1.CA.GetRootCA:input_type -> skep.wire.v1.GetRootCARequest
-	2,  // 54: skep.wire.v1.CA.IssueNodeCertificate:input_type -> skep.wire.v1.IssueNodeCertificateRequest
-	6,  // 55: skep.wire.v1.Dispatch.Session:input_type -> skep.wire.v1.FromAgent
-	36, // 56: skep.wire.v1.Dispatch.Stream:input_type -> skep.wire.v1.Frame
-	1,  // 57: skep.wire.v1.CA.GetRootCA:output_type -> skep.wire.v1.GetRootCAResponse
-	3,  // 58: skep.wire.v1.CA.IssueNodeCertificate:output_type -> skep.wire.v1.IssueNodeCertificateResponse
-	17, // 59: skep.wire.v1.Dispatch.Session:output_type -> skep.wire.v1.ToAgent
-	36, // 60: skep.wire.v1.Dispatch.Stream:output_type -> skep.wire.v1.Frame
-	57, // [57:61] is the sub-list for method output_type
-	53, // [53:57] is the sub-list for method input_type
-	53, // [53:53] is the sub-list for extension type_name
-	53, // [53:53] is the sub-list for extension extendee
-	0,  // [0:53] is the sub-list for field type_name
+	13, // 36: skep.wire.v1.Task.host_ports:type_name -> skep.wire.v1.PortConfig
+	4,  // 37: skep.wire.v1.Tables.at:type_name -> skep.wire.v1.Position
+	29, // 38: skep.wire.v1.Tables.ports:type_name -> skep.wire.v1.PortRow
+	28, // 39: skep.wire.v1.Tables.ports_removed:type_name -> skep.wire.v1.PortKey
+	31, // 40: skep.wire.v1.Tables.nodes:type_name -> skep.wire.v1.NodeRow
+	28, // 41: skep.wire.v1.PortRow.key:type_name -> skep.wire.v1.PortKey
+	30, // 42: skep.wire.v1.PortRow.backends:type_name -> skep.wire.v1.Backend
+	5,  // 43: skep.wire.v1.Backend.task:type_name -> skep.wire.v1.TaskRef
+	33, // 44: skep.wire.v1.Ask.check_ports:type_name -> skep.wire.v1.CheckPorts
+	28, // 45: skep.wire.v1.CheckPorts.ports:type_name -> skep.wire.v1.PortKey
+	35, // 46: skep.wire.v1.OpenStream.logs:type_name -> skep.wire.v1.LogsRequest
+	5,  // 47: skep.wire.v1.LogsRequest.tasks:type_name -> skep.wire.v1.TaskRef
+	37, // 48: skep.wire.v1.Frame.open:type_name -> skep.wire.v1.StreamOpen
+	39, // 49: skep.wire.v1.Frame.log_entries:type_name -> skep.wire.v1.LogEntries
+	38, // 50: skep.wire.v1.Frame.close:type_name -> skep.wire.v1.StreamClose
+	40, // 51: skep.wire.v1.LogEntries.entries:type_name -> skep.wire.v1.LogEntry
+	5,  // 52: skep.wire.v1.LogEntry.task:type_name -> skep.wire.v1.TaskRef
+	44, // 53: skep.wire.v1.LogEntry.attrs:type_name -> skep.wire.v1.LogEntry.AttrsEntry
+	0,  // 54: skep.wire.v1.CA.GetRootCA:input_type -> skep.wire.v1.GetRootCARequest
+	2,  // 55: skep.wire.v1.CA.IssueNodeCertificate:input_type -> skep.wire.v1.IssueNodeCertificateRequest
+	6,  // 56: skep.wire.v1.Dispatch.Session:input_type -> skep.wire.v1.FromAgent
+	36, // 57: skep.wire.v1.Dispatch.Stream:input_type -> skep.wire.v1.Frame
+	1,  // 58: skep.wire.v1.CA.GetRootCA:output_type -> skep.wire.v1.GetRootCAResponse
+	3,  // 59: skep.wire.v1.CA.IssueNodeCertificate:output_type -> skep.wire.v1.IssueNodeCertificateResponse
+	17, // 60: skep.wire.v1.Dispatch.Session:output_type -> skep.wire.v1.ToAgent
+	36, // 61: skep.wire.v1.Dispatch.Stream:output_type -> skep.wire.v1.Frame
+	58, // [58:62] is the sub-list for method output_type
+	54, // [54:58] is the sub-list for method input_type
+	54, // [54:54] is the sub-list for extension type_name
+	54, // [54:54] is the sub-list for extension extendee
+	0,  // [0:54] is the sub-list for field type_name
 }
 
 func init() { file_wire_proto_init() }
