@@ -78,10 +78,9 @@ func (r *Runtime) containerRecord(id string, spec typeurl.Any) (containers.Conta
 	if err != nil {
 		return containers.Container{}, err
 	}
-	opts := &options.Options{BinaryName: runc}
+	opts := &options.Options{BinaryName: runc, Root: filepath.Join(r.cfg.State, "runc")}
 	c := containers.Container{ID: id, Spec: spec, Snapshotter: snapshotter, SnapshotKey: id}
 	if r.cfg.Address == "" {
-		opts.Root = filepath.Join(r.cfg.State, "runc")
 		c.Runtime.Name, c.SandboxID = r.cfg.Shim, sandboxID
 	} else {
 		c.Runtime.Name = "io.containerd.runc.v2"
