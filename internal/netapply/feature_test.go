@@ -148,7 +148,7 @@ func TestSyncPrunes(t *testing.T) {
 	if _, err := os.Stat(l.net.Path(t1)); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the namespace file of a task that is gone: %v", err)
 	}
-	within(t, time.Second, "the port of a task that is gone", func() bool {
+	within(t, 3*time.Second, "the port of a task that is gone", func() bool {
 		_, err := l.try(l.gateway(), "ip link show t"+t1.Name())
 		return err != nil
 	})
@@ -201,7 +201,7 @@ func TestForwardDropElsewhere(t *testing.T) {
 			if strings.Contains(v.setup, "policy drop") {
 				before := repairs.Load()
 				l.sh(l.host, "nft flush chain ip filter FORWARD; nft flush chain ip6 filter FORWARD")
-				within(t, time.Second, "accepts inserted again", func() bool { return repairs.Load() > before })
+				within(t, 3*time.Second, "accepts inserted again", func() bool { return repairs.Load() > before })
 			}
 			within(t, 3*time.Second, "answers", check)
 		})

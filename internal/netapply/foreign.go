@@ -25,17 +25,18 @@ func acceptTags(link string) []string {
 func (f *filter) acceptForwarding(link string) (int, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	return again(func() (int, error) { return f.acceptOnce(link) })
+}
+
+func (f *filter) acceptOnce(link string) (int, error) {
 	chains, err := f.forwardChains()
 	if err != nil {
 		return 0, err
 	}
 	n := 0
 	for _, c := range chains {
-		rules, err := f.conn.GetRules(c.Table, c)
-		if err != nil {
-			return 0, fmt.Errorf("list rules of %s %s: %w", c.Table.Name, c.Name, err)
-		}
-		if !drops(c, rules) {
+		rules := c.rules
+		if !drops(c.Chain, rules) {
 			continue
 		}
 		for i, tag := range acceptTags(link) {
@@ -53,7 +54,7 @@ func (f *filter) acceptForwarding(link string) (int, error) {
 				key = expr.MetaKeyIIFNAME
 			}
 			f.conn.InsertRule(&nftables.Rule{
-				Table: c.Table, Chain: c, UserData: tagData(tag),
+				Table: c.Table, Chain: c.Chain, UserData: tagData(tag),
 				Exprs: []expr.Any{
 					&expr.Meta{Key: key, Register: reg1},
 					&expr.Cmp{Op: expr.CmpOpEq, Register: reg1, Data: []byte(link + "\x00")},
@@ -73,11 +74,17 @@ func (f *filter) acceptForwarding(link string) (int, error) {
 	return n, nil
 }
 
+// A foreignChain is another program's, with its rules.
+type foreignChain struct {
+	*nftables.Chain
+	rules []*nftables.Rule
+}
+
 // forwardChains lists the base chains on the forward hook that are not
 // skep's, and Docker's chain for administrators, which comes before its own
 // rules whenever it writes them anew.
-func (f *filter) forwardChains() ([]*nftables.Chain, error) {
-	var out []*nftables.Chain
+func (f *filter) forwardChains() ([]foreignChain, error) {
+	var out []foreignChain
 	for _, fam := range forwardFamilies {
 		chains, err := f.conn.ListChainsOfTableFamily(fam)
 		if err != nil {
@@ -89,7 +96,11 @@ func (f *filter) forwardChains() ([]*nftables.Chain, error) {
 			if isOurs(c.Table.Name) || !forward && c.Name != dockerUser {
 				continue
 			}
-			out = append(out, c)
+			rules, err := f.conn.GetRules(c.Table, c)
+			if err != nil {
+				return nil, fmt.Errorf("list rules of %s %s: %w", c.Table.Name, c.Name, err)
+			}
+			out = append(out, foreignChain{c, rules})
 		}
 	}
 	return out, nil
@@ -130,17 +141,13 @@ func dropsBefore(rules []*nftables.Rule) bool {
 func (f *filter) retractForwarding(link string) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	chains, err := f.forwardChains()
+	chains, err := again(f.forwardChains)
 	if err != nil {
 		return err
 	}
 	n := 0
 	for _, c := range chains {
-		rules, err := f.conn.GetRules(c.Table, c)
-		if err != nil {
-			return fmt.Errorf("list rules of %s %s: %w", c.Table.Name, c.Name, err)
-		}
-		for _, r := range rules {
+		for _, r := range c.rules {
 			if slices.Contains(acceptTags(link), tagFrom(r.UserData)) {
 				if err := f.conn.DelRule(r); err != nil {
 					return fmt.Errorf("remove accept from %s %s: %w", c.Table.Name, c.Name, err)

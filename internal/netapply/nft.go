@@ -60,9 +60,24 @@ func inetTable(name string) *nftables.Table {
 
 // reconcile compares a table with its plan and writes the difference in one
 // transaction. It reports whether it wrote anything.
-func (f *filter) reconcile(t *netplan.Table) (bool, error) {
+func (f *filter) reconcile(t *netplan.Table) (changed bool, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	return again(func() (bool, error) { return f.reconcileOnce(t) })
+}
+
+// again repeats what failed some times: between reading and writing, and even
+// between two parts of one reading, someone may have flushed the ruleset.
+func again[T any](f func() (T, error)) (v T, err error) {
+	for range 4 {
+		if v, err = f(); err == nil {
+			return v, nil
+		}
+	}
+	return v, err
+}
+
+func (f *filter) reconcileOnce(t *netplan.Table) (bool, error) {
 	have, err := f.read(t)
 	if err != nil {
 		return false, err
