@@ -83,11 +83,11 @@ func (o *observer) service(k model.Key) {
 		attrs["name"] = old.Name()
 	}
 	if action == events.ActionUpdate {
-		any := old.SpecVersion != now.SpecVersion
-		any = changed(attrs, "image", containerOf(old.Spec()).Image, containerOf(now.Spec()).Image) || any
-		any = changed(attrs, "replicas", replicas(old), replicas(now)) || any
-		any = changed(attrs, "updatestate", updateState(old), updateState(now)) || any
-		if !any {
+		news := old.SpecVersion != now.SpecVersion
+		news = changed(attrs, "image", containerOf(old.Spec()).Image, containerOf(now.Spec()).Image) || news
+		news = changed(attrs, "replicas", replicas(old), replicas(now)) || news
+		news = changed(attrs, "updatestate", updateState(old), updateState(now)) || news
+		if !news {
 			return // ports and the like are no news to clients
 		}
 	}
@@ -121,12 +121,12 @@ func (o *observer) node(k model.Key) {
 		attrs["name"] = old.Hostname()
 	}
 	if action == events.ActionUpdate {
-		any := old.SpecVersion != now.SpecVersion
-		any = changed(attrs, "state", string(old.State), string(now.State)) || any
-		any = changed(attrs, "role", string(old.Spec.Role), string(now.Spec.Role)) || any
-		any = changed(attrs, "availability", string(old.Spec.Availability), string(now.Spec.Availability)) || any
-		any = changed(attrs, "reachability", reachability(old), reachability(now)) || any
-		if !any {
+		news := old.SpecVersion != now.SpecVersion
+		news = changed(attrs, "state", string(old.State), string(now.State)) || news
+		news = changed(attrs, "role", string(old.Spec.Role), string(now.Spec.Role)) || news
+		news = changed(attrs, "availability", string(old.Spec.Availability), string(now.Spec.Availability)) || news
+		news = changed(attrs, "reachability", reachability(old), reachability(now)) || news
+		if !news {
 			return
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"strconv"
 
 	"github.com/skep-swarm/skep/internal/model"
 	"github.com/skep-swarm/skep/internal/state"
@@ -59,8 +60,8 @@ func (s *Server) propose(ctx context.Context, reason string, txn model.Txn) (*mo
 // readVersion reads ?version=, the version that an update was computed from.
 func readVersion(r *request, kind string) (uint64, error) {
 	text := r.query("version")
-	var v uint64
-	if n, err := fmt.Sscanf(text, "%d", &v); err != nil || n != 1 || fmt.Sprint(v) != text {
+	v, err := strconv.ParseUint(text, 10, 64)
+	if err != nil {
 		return 0, model.Invalidf("invalid %s version '%s': it must be the Version.Index of the %s as it was read", kind, text, kind)
 	}
 	return v, nil
