@@ -276,3 +276,9 @@ func containerState(n *fake.Node, id string) runtime.State {
 	}
 	return ""
 }
+
+func (k *fakeKeeper) numHeld() int {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return len(k.held)
+}
