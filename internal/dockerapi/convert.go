@@ -215,13 +215,40 @@ type taskView struct {
 
 // taskViewer makes many task views from one snapshot: a template's JSON is made once.
 type taskViewer struct {
-	snap  *state.Snapshot
-	namer model.Namer
-	specs map[model.TemplateID]json.RawMessage
+	snap     *state.Snapshot
+	namer    model.Namer
+	specs    map[model.TemplateID]json.RawMessage
+	nodes    map[model.NodeID]string
+	services map[model.ServiceID]string
+	ingress  swarm.Network
 }
 
 func newTaskViewer(snap *state.Snapshot) *taskViewer {
-	return &taskViewer{snap: snap, namer: snap.Cluster().Namer(), specs: map[model.TemplateID]json.RawMessage{}}
+	tv := &taskViewer{snap: snap, namer: snap.Cluster().Namer(), specs: map[model.TemplateID]json.RawMessage{},
+		nodes: map[model.NodeID]string{}, services: map[model.ServiceID]string{}}
+	n := ingressNetwork(snap)
+	tv.ingress = swarm.Network{
+		ID:   tv.namer.NetworkID(n.ID),
+		Meta: meta(n.Version, n.CreatedAt, n.CreatedAt),
+		Spec: swarm.NetworkSpec{
+			Annotations:         swarm.Annotations{Name: n.Name, Labels: map[string]string{}},
+			DriverConfiguration: &swarm.Driver{Name: n.Driver},
+			Ingress:             n.Ingress,
+			Scope:               scopeSwarm,
+		},
+		DriverState: swarm.Driver{Name: n.Driver},
+	}
+	return tv
+}
+
+// remembered is the identifier of a key that many tasks share.
+func remembered[K comparable](known map[K]string, k K, name func(K) string) string {
+	id, ok := known[k]
+	if !ok {
+		id = name(k)
+		known[k] = id
+	}
+	return id
 }
 
 func (tv *taskViewer) view(t *model.Task) (taskView, error) {
@@ -229,14 +256,14 @@ func (tv *taskViewer) view(t *model.Task) (taskView, error) {
 		ID:           tv.namer.TaskID(t.ID),
 		Meta:         meta(max(t.StatusVer, t.PlaceVer, t.DesiredVer), t.CreatedAt, max(t.StatusAt, t.CreatedAt)),
 		Labels:       map[string]string{},
-		ServiceID:    tv.namer.ServiceID(t.ID.Service),
+		ServiceID:    remembered(tv.services, t.ID.Service, tv.namer.ServiceID),
 		Slot:         int(t.Slot),
 		DesiredState: t.Desired.API(),
 		Status: swarm.TaskStatus{Timestamp: wallTime(max(t.StatusAt, t.CreatedAt)), State: t.State.API(), Message: t.Message, Err: t.Err,
 			PortStatus: swarm.PortStatus{Ports: t.HostPorts}},
 	}
 	if t.Node != 0 {
-		out.NodeID = tv.namer.NodeID(t.Node)
+		out.NodeID = remembered(tv.nodes, t.Node, tv.namer.NodeID)
 	}
 	if hasContainer(t) {
 		out.Status.ContainerStatus = &swarm.ContainerStatus{ContainerID: containerID(out.ID), PID: int(t.PID), ExitCode: int(t.ExitCode)}
@@ -309,18 +336,7 @@ func (tv *taskViewer) attachments(t *model.Task) []swarm.NetworkAttachment {
 	if len(addrs) == 0 {
 		return nil
 	}
-	n := ingressNetwork(tv.snap)
-	return []swarm.NetworkAttachment{{Addresses: addrs, Network: swarm.Network{
-		ID:   tv.namer.NetworkID(n.ID),
-		Meta: meta(n.Version, n.CreatedAt, n.CreatedAt),
-		Spec: swarm.NetworkSpec{
-			Annotations:         swarm.Annotations{Name: n.Name, Labels: map[string]string{}},
-			DriverConfiguration: &swarm.Driver{Name: n.Driver},
-			Ingress:             n.Ingress,
-			Scope:               scopeSwarm,
-		},
-		DriverState: swarm.Driver{Name: n.Driver},
-	}}}
+	return []swarm.NetworkAttachment{{Addresses: addrs, Network: tv.ingress}}
 }
 
 // serviceLabels are the labels by which clients filter a task: its service's, while there is one.
