@@ -54,7 +54,7 @@ func chaos(t *testing.T, rnd *rand.Rand) {
 			stop()
 			_, stop = h.start(t)
 		}
-		time.Sleep(time.Duration(rnd.Int64N(int64(2*time.Millisecond)))) // lets any moment of a step be the one that is met
+		time.Sleep(time.Duration(rnd.Int64N(int64(2 * time.Millisecond)))) // lets any moment of a step be the one that is met
 	}
 	defer func() { stop() }()
 	eventually(t, "connected", m.connected)

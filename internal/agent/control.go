@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 
@@ -48,6 +49,9 @@ func (c *controller) Prepare(ctx context.Context) ([]swarm.PortConfig, error) {
 		// Without its part of the gateway network the node can start nothing that needs an address.
 		if err := c.a.net.wait(ctx); err != nil {
 			return nil, temporary{err}
+		}
+		if !c.a.net.ip6() {
+			gw.Addr6 = netip.Addr{}
 		}
 	}
 	release, err := c.slot(ctx)

@@ -16,12 +16,21 @@ import (
 	"github.com/moby/moby/api/types/swarm"
 	"github.com/skep-swarm/skep/internal/keeper"
 	"github.com/skep-swarm/skep/internal/keeper/ports"
+	"github.com/skep-swarm/skep/internal/netapply"
 	"github.com/skep-swarm/skep/internal/netplan"
 	"github.com/skep-swarm/skep/internal/runtime"
 	"github.com/skep-swarm/skep/internal/runtime/fake"
+	"github.com/skep-swarm/skep/internal/wire"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/test/bufconn"
+)
+
+// The parts that a daemon puts here.
+var (
+	_ Network  = (*netapply.Network)(nil)
+	_ Keeper   = (*keeper.Client)(nil)
+	_ Managers = (*wire.Managers)(nil)
 )
 
 // fakeNet is a gateway network in memory.

@@ -61,7 +61,7 @@ type Lease struct {
 type Config struct {
 	State    State
 	Proposer Proposer
-	// Lease is told of nodes that come and go, in order for each node. It must not block. Optional.
+	// Lease is told of nodes that come and go, in order for each node. It must not block, nor call the Server. Optional.
 	Lease func(Lease)
 	// Log hears of refused nodes and proposals that have to be repeated. Required.
 	Log *slog.Logger
@@ -196,7 +196,9 @@ func (s *Server) follow(steps []replica.Applied) {
 		case model.KindTask:
 			s.markTask(before, after, k.Task())
 		case model.KindNode:
-			if n := s.sessions[k.Node()]; n != nil {
+			if n := s.sessions[k.Node()]; n != nil && after.Node(k.Node()) == nil {
+				n.close(model.NotFoundf("the node has been removed from the cluster"))
+			} else if n != nil {
 				n.mark(func() { n.nodeDue = true })
 			}
 		case model.KindCluster:

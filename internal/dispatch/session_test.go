@@ -310,6 +310,18 @@ func TestJoinAndRenew(t *testing.T) {
 	}
 }
 
+func TestRemovedNodeIsSentAway(t *testing.T) {
+	c := newCluster(t, 2)
+	p := c.mustJoin(2)
+	next(p, "assignments", assignments)
+	c.apply(model.Change{DeleteNode: 2})
+	for range p.got {
+	}
+	if _, err := c.join(2, &pb.Hello{}); model.KindOf(err) != model.NotFound {
+		t.Errorf("a removed node: %v", err)
+	}
+}
+
 func TestLeaseExpires(t *testing.T) {
 	c := newCluster(t, 1)
 	p := c.mustJoin(1)

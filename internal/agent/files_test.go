@@ -1,0 +1,108 @@
+package agent
+
+import (
+	"net/netip"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/moby/moby/api/types/mount"
+	"github.com/moby/moby/api/types/swarm"
+	"github.com/skep-swarm/skep/internal/model"
+	"github.com/skep-swarm/skep/internal/netplan"
+	"github.com/skep-swarm/skep/internal/wire/pb"
+)
+
+func TestResolvConf(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "resolv.conf")
+	a := &Agent{cfg: Config{ResolvConf: path}}
+	for _, c := range []struct {
+		name, host string
+		dns        *swarm.DNSConfig
+		want       string
+	}{
+		{"the host's", "# x\nnameserver 10.0.0.2\nnameserver 127.0.0.53\nsearch a.b c.d\noptions ndots:2\n", nil, "nameserver 10.0.0.2\nsearch a.b c.d\noptions ndots:2\n"},
+		{"the service's", "nameserver 10.0.0.2\nsearch a.b\n", &swarm.DNSConfig{Nameservers: []netip.Addr{netip.MustParseAddr("1.1.1.1")}, Search: []string{"."}, Options: []string{"rotate"}},
+			"nameserver 1.1.1.1\noptions rotate\n"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			if err := os.WriteFile(path, []byte(c.host), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			got, err := a.resolvConf(c.dns)
+			if err != nil || string(got) != c.want {
+				t.Errorf("%q, %v; want %q", got, err, c.want)
+			}
+		})
+	}
+}
+
+func TestHostsFile(t *testing.T) {
+	got := string(hostsFile("web.example", netplan.Task{Addr4: netip.MustParseAddr("10.1.2.3"), Addr6: netip.MustParseAddr("fd00::3")}, []string{"10.9.9.9 db  db.local", "broken"}))
+	want := "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\nfe00::\tip6-localnet\nff00::\tip6-mcastprefix\n" +
+		"ff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n10.9.9.9\tdb db.local\n10.1.2.3\tweb.example web\nfd00::3\tweb.example web\n"
+	if got != want {
+		t.Errorf("%q, want %q", got, want)
+	}
+}
+
+func TestPlaceholders(t *testing.T) {
+	a := &Agent{node: &pb.NodeInfo{NodeId: "node1"}, hostname: "host1", platform: swarm.Platform{OS: "linux", Architecture: "x86_64"}}
+	spec := simpleSpec()
+	spec.ContainerSpec.Hostname = "{{.Service.Name}}-{{.Task.Slot}}"
+	spec.ContainerSpec.Env = []string{"PLAIN=$x", "N={{.Node.Hostname}}/{{.Node.ID}}", "T={{.Task.Name}}", "L={{index .Service.Labels \"tier\"}}", `J={{join "-" "a" .Node.Platform.Architecture}}`}
+	spec.ContainerSpec.Mounts = []mount.Mount{{Type: mount.TypeVolume, Source: "v{{.Task.Slot}}", Target: "/data"}}
+	tpl := &template{spec: spec, msg: &pb.Template{ServiceName: "web", ServiceLabels: map[string]string{"tier": "front"}}}
+	got, err := a.buildSpec(&pb.Task{Id: "t1", Slot: 3}, tpl)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []string{"PLAIN=$x", "N=host1/node1", "T=web.3.t1", "L=front", "J=a-x86_64"}
+	for i, e := range got.Env {
+		if e != want[i] {
+			t.Errorf("env %q, want %q", e, want[i])
+		}
+	}
+	if got.Hostname != "web-3" || got.Task.ContainerSpec.Mounts[0].Source != "v3" || got.Name != "web.3.t1" {
+		t.Errorf("hostname %q, mounts %v, name %q", got.Hostname, got.Task.ContainerSpec.Mounts, got.Name)
+	}
+	if spec.ContainerSpec.Mounts[0].Source != "v{{.Task.Slot}}" {
+		t.Error("the shared template was changed")
+	}
+	if got, err = a.buildSpec(&pb.Task{Id: "t1"}, tpl); err != nil || got.Name != "web.node1.t1" {
+		t.Errorf("global task: %q, %v", got.Name, err)
+	}
+	for _, bad := range []string{"{{", "{{.Nope}}", `{{range $i, $_ := .Service.Labels}}{{printf "%99999s" $i}}{{end}}`} {
+		spec.ContainerSpec.Hostname = bad
+		if _, err := a.buildSpec(&pb.Task{Id: "t1"}, tpl); err == nil {
+			t.Errorf("%q was accepted", bad)
+		}
+	}
+}
+
+func TestDescribeHost(t *testing.T) {
+	d, err := DescribeHost("1.2.3", nil)
+	if err != nil || d.Hostname == "" || d.Resources.MemoryBytes < 1<<20 || d.Resources.NanoCPUs < 1e9 || d.Platform.Architecture == "" {
+		t.Errorf("%+v, %v", d, err)
+	}
+}
+
+// A node that leaves the swarm keeps nothing of it.
+func TestForget(t *testing.T) {
+	h := newHost(t)
+	m := newScripted(t, h)
+	m.template(1, simpleSpec())
+	id := m.assign(1, 1, model.StateRunning)
+	a, stop := h.start(t)
+	m.awaitState(id, model.StateRunning)
+	stop()
+	if err := a.Forget(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if len(h.node.Containers()) != 0 || h.net.numTasks() != 0 || h.keeper.numLogs() != 0 || h.keeper.numHeld() != 0 {
+		t.Errorf("left: %d containers, %d networks, %d logs", len(h.node.Containers()), h.net.numTasks(), h.keeper.numLogs())
+	}
+	if _, err := os.Stat(filepath.Join(h.config().Dir, journalName)); err == nil {
+		t.Error("the node's record is left")
+	}
+}
