@@ -15,6 +15,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/http/pprof"
 	"os/signal"
 	"syscall"
 	"time"
@@ -113,6 +114,10 @@ func run(ctx context.Context, h *host, m *member, listeners []net.Listener) erro
 	if err := errors.Join(apiLayer.stop(), below()); err != nil {
 		return err
 	}
+	if m.active() == nil {
+		// Nothing runs here that the keeper would keep.
+		return h.shutdown(context.WithoutCancel(ctx))
+	}
 	h.log.Info("daemon has ended; tasks that ran run on")
 	return nil
 }
@@ -176,6 +181,10 @@ func newAPI(h *host, m *member, listeners []net.Listener, below func() error) *a
 	mux := http.NewServeMux()
 	mux.Handle("/skep/", skepapi.New(&downer{h: h, m: m, below: below}))
 	mux.Handle("/", docker)
+	if h.cfg.Debug || h.cfg.LogLevel == "debug" {
+		mux.HandleFunc("GET /debug/pprof/", pprof.Index)
+		mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
+	}
 	return &apiServer{h: h, m: m, handler: mux, docker: docker, listeners: listeners}
 }
 

@@ -8,6 +8,9 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // downer takes this node down for good.
@@ -73,9 +76,25 @@ func removeTree(dir string) error {
 		return fmt.Errorf("remove cgroups: %w", err)
 	}
 	for _, d := range slices.Backward(dirs) {
-		if err := os.Remove(d); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("remove cgroup: %w", err)
+		if err := removeGroup(d); err != nil {
+			return err
 		}
 	}
 	return nil
+}
+
+// groupTimeout is how long a process that was told to end may keep its group busy.
+const groupTimeout = 5 * time.Second
+
+// removeGroup waits for the last process in a group to be gone: the kernel tells nobody.
+func removeGroup(dir string) error {
+	for deadline := time.Now().Add(groupTimeout); ; time.Sleep(5 * time.Millisecond) {
+		err := os.Remove(dir)
+		if err == nil || errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		if !errors.Is(err, unix.EBUSY) || time.Now().After(deadline) {
+			return fmt.Errorf("remove cgroup: %w", err)
+		}
+	}
 }

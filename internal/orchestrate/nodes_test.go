@@ -386,3 +386,15 @@ func TestStalePlansAreRefused(t *testing.T) {
 		})
 	}
 }
+
+func TestGlobalTaskCountsOnce(t *testing.T) {
+	w := newWorld(t, 1)
+	id := w.service(0, func(s *swarm.ServiceSpec) {
+		s.Mode = swarm.ServiceMode{Global: &swarm.GlobalService{}}
+		s.TaskTemplate.Resources = &swarm.ResourceRequirements{Reservations: &swarm.Resources{MemoryBytes: 5 << 30}}
+	})
+	w.settle()
+	if l := w.snap.Load(1); w.countRunning(id) != 1 || l.Tasks != 1 || l.MemoryBytes != 5<<30 {
+		t.Errorf("%d run, load %+v", w.countRunning(id), l)
+	}
+}

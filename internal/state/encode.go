@@ -241,7 +241,7 @@ func (s *Snapshot) restoreTask(t *model.Task, w *writer) {
 		return
 	}
 	s.onNode.Set(nodeTask{t.Node, t.ID})
-	if t.State.Terminal() {
+	if !placed(t) {
 		return
 	}
 	cpus, memory := w.reserved(t)

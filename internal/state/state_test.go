@@ -274,7 +274,7 @@ func checkIndexes(t *rapid.T, s *Snapshot) {
 	loads := map[model.NodeID]Load{}
 	addrs := 0
 	for task := range s.AllTasks() {
-		if task.Node == 0 || task.State.Terminal() {
+		if !placed(task) {
 			continue
 		}
 		l := loads[task.Node]

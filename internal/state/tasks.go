@@ -21,6 +21,9 @@ func (w *writer) putTask(c *model.Task) error {
 	if err := w.claimPlace(&t); err != nil {
 		return err
 	}
+	if t.Node != 0 {
+		w.s.onNode.Set(nodeTask{t.Node, t.ID})
+	}
 	w.s.tasks.Set(&t)
 	n := *v
 	n.LastTask = t.ID.Num
@@ -40,7 +43,7 @@ func (w *writer) editTask(id model.TaskID, f func(*model.Task) error) error {
 	if err := f(&t); err != nil {
 		return err
 	}
-	if !old.State.Terminal() && t.State.Terminal() {
+	if placed(old) && !placed(&t) {
 		w.releasePlace(old)
 	}
 	w.s.tasks.Set(&t)
@@ -74,10 +77,16 @@ func (w *writer) setTaskPlace(c *model.TaskPlaceSet) error {
 	})
 }
 
+// placed reports whether a task uses its node. A global service's task has its node from the start,
+// but books nothing before it is assigned.
+func placed(t *model.Task) bool {
+	return t.Node != 0 && t.State >= model.StateAssigned && !t.State.Terminal()
+}
+
 // claimPlace books a placed task's address and reservations. It is the last guard: whatever the
 // planner thought, no address and no memory is given twice.
 func (w *writer) claimPlace(t *model.Task) error {
-	if t.Node == 0 || t.State.Terminal() {
+	if !placed(t) {
 		return nil
 	}
 	n := w.s.Node(t.Node)
@@ -106,9 +115,6 @@ func (w *writer) claimPlace(t *model.Task) error {
 
 // releasePlace gives back what a task had booked; it stays listed on its node as history.
 func (w *writer) releasePlace(t *model.Task) {
-	if t.Node == 0 {
-		return
-	}
 	load := w.s.Load(t.Node)
 	cpus, memory := w.reserved(t)
 	load.NanoCPUs -= cpus
@@ -151,7 +157,7 @@ func (w *writer) deleteTask(id model.TaskID) error {
 	if t == nil {
 		return model.NotFoundf("task %s not found", w.s.name(model.TaskKey(id)))
 	}
-	if !t.State.Terminal() {
+	if placed(t) {
 		w.releasePlace(t)
 	}
 	w.s.tasks.Delete(t)
