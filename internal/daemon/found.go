@@ -143,11 +143,34 @@ func (f *founding) write(ctx context.Context, a *active) error {
 		return err
 	}
 	ingress := &model.Network{ID: 1, Name: "ingress", Driver: "overlay", Ingress: true, Subnets: []netip.Prefix{f.cluster.GatewayPool, f.cluster.GatewayULA}}
-	out, err := a.proposer.Propose(ctx, &model.Batch{Actor: "init", Reason: "a new swarm", Txns: []model.Txn{{Changes: []model.Change{
-		{PutCluster: f.cluster}, {PutNode: f.node}, {PutNetwork: ingress},
-	}}}})
+	changes := []model.Change{{PutCluster: f.cluster}, {PutNode: f.node}, {PutNetwork: ingress}}
+	loaded, err := a.h.imageTable(ctx)
+	if err != nil {
+		return err
+	}
+	out, err := a.proposer.Propose(ctx, &model.Batch{Actor: "init", Reason: "a new swarm", Txns: []model.Txn{{Changes: append(changes, loaded...)}}})
 	if err != nil {
 		return err
 	}
 	return out.Results[0]
+}
+
+// maxFirstImages bounds the table that a new swarm starts with.
+const maxFirstImages = 1000
+
+// imageTable says what the names of the images mean that were loaded before there was a swarm.
+func (h *host) imageTable(ctx context.Context) ([]model.Change, error) {
+	all, err := h.images.All(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("list the images of this node: %w", err)
+	}
+	var out []model.Change
+	for _, i := range all {
+		for _, name := range i.Names {
+			if len(out) < maxFirstImages {
+				out = append(out, model.Change{PutImage: &model.Image{Name: name, Digest: i.Digest, Platforms: []swarm.Platform{{OS: i.OS, Architecture: i.Architecture}}}})
+			}
+		}
+	}
+	return out, nil
 }

@@ -130,7 +130,7 @@ func (s *Server) updateService(r *request) error {
 	reason := "update service " + svc.Name()
 	rollback := r.query("rollback")
 	switch rollback {
-	case "":
+	case "", "none":
 		if spec, err = s.readService(r); err != nil {
 			return err
 		}
@@ -146,7 +146,7 @@ func (s *Server) updateService(r *request) error {
 	if err != nil {
 		return err
 	}
-	if _, err := s.write(r.ctx(), reason, planUpdate(svc.ID, version, spec, rollback != "", model.Time(s.now().UnixNano()))); err != nil {
+	if _, err := s.write(r.ctx(), reason, planUpdate(svc.ID, version, spec, rollback == "previous", model.Time(s.now().UnixNano()))); err != nil {
 		return err
 	}
 	return writeJSON(r, http.StatusOK, swarm.ServiceUpdateResponse{Warnings: warnings})
