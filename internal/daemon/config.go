@@ -49,8 +49,11 @@ type flagText struct {
 	configFile               string
 }
 
-// ignored are dockerd's flags that scripts pass and skep has no use for.
-var ignoredFlags = []string{"storage-driver", "iptables", "ip6tables", "userland-proxy", "init", "experimental", "live-restore", "exec-opt", "cgroup-parent", "bridge", "bip"}
+// dockerd's flags that scripts pass and skep has no use for: those with a value, and switches.
+const (
+	ignoredValues   = "storage-driver exec-opt cgroup-parent bridge bip userland-proxy-path"
+	ignoredSwitches = "iptables ip6tables userland-proxy init experimental live-restore"
+)
 
 // Command is `skep daemon`; run gets the finished Config.
 func Command(version, commit string, run func(cmd *cobra.Command, cfg *Config) error) *cobra.Command {
@@ -98,9 +101,13 @@ func (c *Config) flags(f *pflag.FlagSet, text *flagText) {
 	f.StringVar(&c.TLSCert, "tlscert", "", "certificate of the API")
 	f.StringVar(&c.TLSKey, "tlskey", "", "its key")
 	f.StringVar(&text.configFile, "config-file", "/etc/skep/daemon.json", "the same settings as JSON")
-	for _, name := range ignoredFlags {
-		f.String(name, "", "accepted for dockerd's sake, without effect")
-		f.Lookup(name).NoOptDefVal = "true"
+	const why = "accepted for dockerd's sake, without effect"
+	for name := range strings.FieldsSeq(ignoredValues) {
+		f.String(name, "", why)
+		f.Lookup(name).Hidden = true
+	}
+	for name := range strings.FieldsSeq(ignoredSwitches) {
+		f.Bool(name, false, why)
 		f.Lookup(name).Hidden = true
 	}
 }
