@@ -37,7 +37,10 @@ func commands() map[string]command {
 		"snapshot": snapshot,
 		"nodiff":   noDiff,
 		"traffic":  trafficCommand,
+		"watch":    watchCommand,
 		"conn":     connCommand,
+		"udp":      udp,
+		"host":     hostCommand,
 	}
 }
 

@@ -114,6 +114,7 @@ type story struct {
 
 	snapshots map[string]lab.Snapshot
 	traffic   *traffic
+	watch     *watch
 	conns     map[string]net.Conn
 }
 
@@ -164,6 +165,7 @@ func newStory(env *testscript.Env, shared *sharedParts) (*story, error) {
 	env.Setenv("NODE", s.node.Addr4().String())
 	env.Setenv("NODE6", s.node.Addr6().String())
 	env.Setenv("CLIENT", s.client.Addr4().String())
+	env.Setenv("CLIENT6", s.client.Addr6().String())
 	s.vars = slices.Clone(env.Vars)
 	return s, nil
 }
@@ -175,6 +177,9 @@ func (s *story) socket() string { return filepath.Join(s.exec(), "skep.sock") }
 func (s *story) close() error {
 	if s.traffic != nil {
 		s.traffic.stop()
+	}
+	if s.watch != nil {
+		s.watch.stop()
 	}
 	for _, c := range s.conns {
 		c.Close()
