@@ -7,10 +7,13 @@ import (
 	"github.com/skep-swarm/skep/internal/model"
 )
 
-// global plans a service with one task on every node that matches.
+// global plans a service, or a job, with one task on every node that matches.
 func (p *planner) global(tasks []*model.Task) {
 	slots := byNode(tasks)
 	p.lookAt(slots)
+	if p.job {
+		p.endFormerRuns(slots)
+	}
 	var kept []*slot
 	for _, s := range slots {
 		v := p.node(s.node)
@@ -33,7 +36,11 @@ func (p *planner) global(tasks []*model.Task) {
 			p.out.because(v.node)
 		}
 	}
-	p.tend(kept)
+	if p.job {
+		p.tendJob(kept)
+	} else {
+		p.tend(kept)
+	}
 }
 
 // settle stops tasks on a node that must not have one, whichever of the two changed.

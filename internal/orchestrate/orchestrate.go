@@ -53,13 +53,13 @@ func Plan(snap *state.Snapshot, obs Obs, id model.ServiceID, now model.Time) (tx
 		}
 		return p.out.list, p.next
 	}
-	mode := p.svc.Spec().Mode
-	switch {
-	case mode.Global != nil:
-		p.prepare()
+	p.prepare()
+	switch mode := p.svc.Spec().Mode; {
+	case mode.Global != nil, mode.GlobalJob != nil:
 		p.global(tasks)
-	case mode.ReplicatedJob == nil && mode.GlobalJob == nil:
-		p.prepare()
+	case mode.ReplicatedJob != nil:
+		p.replicatedJob(tasks)
+	default:
 		p.replicated(tasks)
 	}
 	return p.out.list, p.next
@@ -87,6 +87,7 @@ type planner struct {
 	policy      restartPolicy
 	history     int // dead tasks and live ones to keep per slot, < 0 for all
 	lastTask    uint64
+	job         bool
 }
 
 func (p *planner) prepare() {
@@ -97,6 +98,7 @@ func (p *planner) prepare() {
 	p.policy = newRestartPolicy(p.svc.Spec().TaskTemplate.RestartPolicy)
 	p.history = historyLimit(p.snap)
 	p.lastTask = p.svc.LastTask
+	p.job = isJob(p.svc)
 }
 
 // wake asks to be planned again at t.

@@ -14,10 +14,11 @@ type slot struct {
 	tasks []*model.Task // by age
 
 	live   []*model.Task // wanted: desired running, or ready and soon running
-	newest *model.Task   // of those that were not removed by scaling down
+	newest *model.Task   // of those that were not removed by scaling down; of a job, the one that completed
 	// finished is a slot whose last task ended, or was stopped, and the restart policy says that
 	// this was all. It stays taken.
 	finished bool
+	done     bool // a task of the job's run in force completed here
 	// busy is set when this call has changed the slot: the next one sees the result.
 	busy bool
 }
@@ -76,29 +77,37 @@ func bySlotSparse(tasks []*model.Task) []*slot {
 	return out
 }
 
-// look finds the slot's live tasks and whether it is taken.
+// look finds the slot's live tasks and whether it is taken. Of a job only the run in force counts.
 func (s *slot) look(p *planner) {
 	n := 0
 	for _, t := range s.tasks {
-		if t.Desired <= model.StateRunning {
+		if s.counts(p, t) && t.Desired <= model.StateRunning {
 			n++
 		}
 	}
-	if n == 1 && s.tasks[len(s.tasks)-1].Desired <= model.StateRunning {
+	if last := s.tasks[len(s.tasks)-1]; n == 1 && s.counts(p, last) && last.Desired <= model.StateRunning {
 		s.live = s.tasks[len(s.tasks)-1:] // the usual case needs no memory
 	} else if n > 0 {
 		for _, t := range s.tasks {
-			if t.Desired <= model.StateRunning {
+			if s.counts(p, t) && t.Desired <= model.StateRunning {
 				s.live = append(s.live, t)
 			}
 		}
 	}
 	for _, t := range s.tasks {
-		if t.Desired < model.StateRemove {
-			s.newest = t
+		if t.JobIteration != p.svc.JobIteration || t.Desired >= model.StateRemove || s.done {
+			continue
 		}
+		s.newest = t
+		s.done = p.job && t.State == model.StateComplete
 	}
-	s.finished = n == 0 && s.newest != nil && !p.policy.again(s.newest)
+	s.finished = s.done || n == 0 && s.newest != nil && !p.policy.again(s.newest)
+}
+
+// counts reports whether a task is one that may be live: of the run in force, and no completed one of
+// a job.
+func (s *slot) counts(p *planner, t *model.Task) bool {
+	return t.JobIteration == p.svc.JobIteration && !(p.job && t.State == model.StateComplete)
 }
 
 // taken reports whether the slot counts as one of the service's replicas.

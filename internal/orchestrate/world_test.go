@@ -116,6 +116,12 @@ func (w *world) service(id model.ServiceID, edit func(*swarm.ServiceSpec)) model
 	if old != nil {
 		rev.Ports = old.Ports
 	}
+	if s.Mode.ReplicatedJob != nil || s.Mode.GlobalJob != nil {
+		rev.JobIteration = 1
+		if old != nil {
+			rev.JobIteration = old.JobIteration + 1
+		}
+	}
 	rev.Update = orchestrate.FirstStatus(old, changed, w.now)
 	w.do(model.Change{NewRevision: rev})
 	return id
