@@ -22,8 +22,10 @@ down: build ## stop what `make up` started and leave nothing behind
 
 .PHONY: build
 build: ## build bin/skep with its helpers embedded, and the tools of demo and tests
-	@$(GOTOOL) -o internal/embedded/bin/skep-shim ./cmd/skep-shim
-	@$(GOTOOL) -o internal/embedded/bin/skep-keeper ./cmd/skep-keeper
+	@for h in skep-shim skep-keeper; do \
+	  $(GOTOOL) -o .cache/helpers/$$h ./cmd/$$h && gzip -9nc .cache/helpers/$$h >internal/embedded/bin/$$h.gz && \
+	  sha256sum <.cache/helpers/$$h | cut -d' ' -f1 >internal/embedded/bin/$$h.sum || exit 1; \
+	done; rm -f internal/embedded/bin/skep-shim internal/embedded/bin/skep-keeper
 	@$(GOBUILD) -o bin/skep ./cmd/skep
 	@$(GOTOOL) -o bin/mkimage ./cmd/mkimage
 	@$(GOTOOL) -o bin/skep-bench ./cmd/skep-bench

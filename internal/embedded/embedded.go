@@ -9,14 +9,17 @@
 package embedded
 
 import (
+	"compress/gzip"
 	"crypto/sha256"
 	"embed"
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 )
 
 //go:embed all:bin
@@ -73,15 +76,11 @@ func write(src fs.FS, dir string) (Paths, error) {
 }
 
 func writeOne(src fs.FS, dir, name string) (string, error) {
-	content, err := fs.ReadFile(src, "bin/"+name)
-	if errors.Is(err, fs.ErrNotExist) {
-		return "", fmt.Errorf("helper %s: %w", name, ErrNotEmbedded)
-	}
+	sum, err := sumOf(src, name)
 	if err != nil {
-		return "", fmt.Errorf("reading embedded helper %s: %w", name, err)
+		return "", err
 	}
-	sum := sha256.Sum256(content)
-	path := filepath.Join(dir, name+"-"+hex.EncodeToString(sum[:])[:hashLen])
+	path := filepath.Join(dir, name+"-"+sum[:hashLen])
 	if complete(path, sum) {
 		return path, nil
 	}
@@ -90,7 +89,7 @@ func writeOne(src fs.FS, dir, name string) (string, error) {
 		return "", fmt.Errorf("writing helper %s: %w", name, err)
 	}
 	defer os.Remove(tmp.Name()) // fails once the file is renamed, as it should
-	_, err = tmp.Write(content)
+	err = unpack(tmp, src, name)
 	if err == nil {
 		err = tmp.Chmod(0o700)
 	}
@@ -101,6 +100,9 @@ func writeOne(src fs.FS, dir, name string) (string, error) {
 	if cerr := tmp.Close(); err == nil {
 		err = cerr
 	}
+	if err == nil && !complete(tmp.Name(), sum) {
+		err = errors.New("it is not what was embedded")
+	}
 	if err == nil {
 		err = os.Rename(tmp.Name(), path)
 	}
@@ -110,13 +112,52 @@ func writeOne(src fs.FS, dir, name string) (string, error) {
 	return path, nil
 }
 
+// sumOf is the SHA-256 of a helper, in hex. It lies beside the packed helper, so that a start
+// that finds everything on disk does not touch the megabytes inside its own binary.
+func sumOf(src fs.FS, name string) (string, error) {
+	text, err := fs.ReadFile(src, "bin/"+name+".sum")
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", fmt.Errorf("helper %s: %w", name, ErrNotEmbedded)
+	}
+	if err != nil {
+		return "", fmt.Errorf("reading embedded helper %s: %w", name, err)
+	}
+	sum := strings.TrimSpace(string(text))
+	if _, err := hex.DecodeString(sum); err != nil || len(sum) != 2*sha256.Size {
+		return "", fmt.Errorf("embedded helper %s: its sum %q is none: build again with `make build`", name, sum)
+	}
+	return sum, nil
+}
+
+func unpack(to io.Writer, src fs.FS, name string) error {
+	packed, err := src.Open("bin/" + name + ".gz")
+	if err != nil {
+		return fmt.Errorf("reading it: %w", err)
+	}
+	defer packed.Close()
+	zr, err := gzip.NewReader(packed)
+	if err != nil {
+		return fmt.Errorf("unpacking it: %w", err)
+	}
+	if _, err := io.Copy(to, zr); err != nil {
+		return fmt.Errorf("unpacking it: %w", err)
+	}
+	return nil
+}
+
 // complete reports whether path already holds the content with that hash and
 // may be executed.
-func complete(path string, sum [sha256.Size]byte) bool {
+func complete(path, sum string) bool {
 	st, err := os.Lstat(path)
 	if err != nil || !st.Mode().IsRegular() || st.Mode().Perm()&0o100 == 0 {
 		return false
 	}
-	have, err := os.ReadFile(path)
-	return err == nil && sha256.Sum256(have) == sum
+	f, err := os.Open(path)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	h := sha256.New()
+	_, err = io.Copy(h, f)
+	return err == nil && hex.EncodeToString(h.Sum(nil)) == sum
 }

@@ -1,7 +1,11 @@
 package embedded
 
 import (
+	"bytes"
+	"compress/gzip"
+	"crypto/sha256"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -11,11 +15,20 @@ import (
 )
 
 func helpers(shim, keeper string) fstest.MapFS {
-	return fstest.MapFS{
-		"bin/README":      {Data: []byte("x")},
-		"bin/skep-shim":   {Data: []byte(shim)},
-		"bin/skep-keeper": {Data: []byte(keeper)},
+	out := fstest.MapFS{"bin/README": {Data: []byte("x")}}
+	for name, content := range map[string]string{shimName: shim, keeperName: keeper} {
+		var packed bytes.Buffer
+		zw := gzip.NewWriter(&packed)
+		if _, err := zw.Write([]byte(content)); err != nil {
+			panic(err) // a buffer takes everything
+		}
+		if err := zw.Close(); err != nil {
+			panic(err)
+		}
+		out["bin/"+name+".gz"] = &fstest.MapFile{Data: packed.Bytes()}
+		out["bin/"+name+".sum"] = &fstest.MapFile{Data: fmt.Appendf(nil, "%x\n", sha256.Sum256([]byte(content)))}
 	}
+	return out
 }
 
 func read(t *testing.T, path string) string {
