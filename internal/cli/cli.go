@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 
 	"github.com/moby/moby/client"
 	"github.com/spf13/cobra"
@@ -67,7 +68,7 @@ func Run(ctx context.Context, cfg Config, args []string) int {
 		return 130
 	}
 	fmt.Fprintf(cfg.Stderr, "skep: %v\n", err)
-	if errors.As(err, &usage) {
+	if errors.As(err, &usage) || strings.HasPrefix(err.Error(), "unknown command") {
 		return 2
 	}
 	return 1

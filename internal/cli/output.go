@@ -90,8 +90,9 @@ func (l *listing) short(id string) string {
 
 // clip cuts a message to n characters.
 func (l *listing) clip(s string, n int) string {
-	if l.noTrunc || len(s) <= n {
+	r := []rune(s)
+	if l.noTrunc || len(r) <= n {
 		return s
 	}
-	return s[:n-1] + "…"
+	return string(r[:n-1]) + "…"
 }

@@ -1,0 +1,173 @@
+package cli
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/spf13/cobra"
+)
+
+// fakeDaemon answers fixed paths on a unix socket.
+func fakeDaemon(t *testing.T, answers map[string]any) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "sk")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	path := filepath.Join(dir, "s")
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Api-Version", "1.51")
+		w.Header().Set("Content-Type", "application/json")
+		p := r.URL.Path
+		if i := strings.Index(p[1:], "/"); strings.HasPrefix(p, "/v1.") && i > 0 {
+			p = p[i+1:]
+		}
+		a, ok := answers[r.Method+" "+p]
+		switch v := a.(type) {
+		case string:
+			fmt.Fprint(w, v)
+		case nil:
+			if !ok && p != "/_ping" {
+				w.WriteHeader(http.StatusNotFound)
+				fmt.Fprintf(w, `{"message":"page not found: %s %s"}`, r.Method, p)
+			}
+		default:
+			_ = json.NewEncoder(w).Encode(v)
+		}
+	})}
+	go srv.Serve(l) //nolint:errcheck // ends with the test
+	t.Cleanup(func() { srv.Close() })
+	return "unix://" + path
+}
+
+// run runs a command against a host and returns its exit code and output.
+func run(t *testing.T, host string, args ...string) (code int, stdout, stderr string) {
+	t.Helper()
+	var out, errs bytes.Buffer
+	code = Run(t.Context(), Config{
+		Version: Version{"1.2.3", "abc"}, Daemon: &cobra.Command{Use: "daemon", Run: func(*cobra.Command, []string) {}},
+		Stdout: &out, Stderr: &errs, Getenv: func(k string) string { return map[string]string{"SKEP_HOST": host}[k] },
+	}, args)
+	return code, out.String(), errs.String()
+}
+
+const services = `[{"ID":"8bkojgvl73om9dd7jao9i6xp5","Spec":{"Name":"web","Mode":{"Replicated":{"Replicas":3}},"TaskTemplate":{"ContainerSpec":{"Image":"nginx:1@sha256:abc"}}},
+"Endpoint":{"Ports":[{"Protocol":"tcp","TargetPort":80,"PublishedPort":8080,"PublishMode":"ingress"},{"Protocol":"udp","TargetPort":53,"PublishedPort":53,"PublishMode":"host"}]},
+"ServiceStatus":{"RunningTasks":2,"DesiredTasks":3}},{"ID":"aaaa","Spec":{"Name":"all","Mode":{"Global":{}}}}]`
+
+func TestServiceLs(t *testing.T) {
+	host := fakeDaemon(t, map[string]any{"GET /services": services})
+	for _, c := range []struct{ args, want string }{
+		{"service ls", "ID             NAME   MODE         REPLICAS   IMAGE     PORTS\n" +
+			"aaaa           all    global       ?                    \n" +
+			"8bkojgvl73om   web    replicated   2/3        nginx:1   *:8080->80/tcp, 53->53/udp\n"},
+		{"service ls -q", "aaaa\n8bkojgvl73om9dd7jao9i6xp5\n"},
+		{"service ls --format {{.Name}}={{.Replicas}}", "all=?\nweb=2/3\n"},
+	} {
+		if code, out, errs := run(t, host, strings.Fields(c.args)...); code != 0 || out != c.want {
+			t.Errorf("%s: %d\n%s%s\nwant\n%s", c.args, code, out, errs, c.want)
+		}
+	}
+	_, out, _ := run(t, host, "service", "ls", "--json")
+	var row serviceRow
+	if err := json.Unmarshal([]byte(strings.SplitN(out, "\n", 2)[0]), &row); err != nil || row.Name != "all" {
+		t.Errorf("--json: %v in %s", err, out)
+	}
+}
+
+func TestServicePsShowsReasonsAndHistory(t *testing.T) {
+	service := `{"ID":"svc","Spec":{"Name":"web"}}`
+	tasks := `[{"ID":"t2","ServiceID":"svc","Slot":1,"CreatedAt":"2026-01-02T00:00:00Z","DesiredState":"running","Status":{"State":"pending","Err":"no suitable node (scheduling constraints not satisfied on 1 node) and much more than fits"}},
+	{"ID":"t1","ServiceID":"svc","Slot":1,"NodeID":"n","CreatedAt":"2026-01-01T00:00:00Z","DesiredState":"shutdown","Status":{"State":"failed"}}]`
+	host := fakeDaemon(t, map[string]any{"GET /services/web": service, "GET /tasks": tasks, "GET /nodes": `[{"ID":"n","Description":{"Hostname":"one"}}]`})
+	_, out, _ := run(t, host, "service", "ps", "web")
+	lines := strings.Split(out, "\n")
+	if !strings.HasPrefix(lines[1], "t2   web.1 ") || !strings.Contains(lines[1], "satisfied on 1…") || !strings.Contains(lines[2], `\_ web.1`) || !strings.Contains(lines[2], "one") {
+		t.Errorf("ps:\n%s", out)
+	}
+	if _, out, _ := run(t, host, "service", "ps", "--no-trunc", "web"); !strings.Contains(out, "much more than fits") {
+		t.Errorf("ps --no-trunc:\n%s", out)
+	}
+	if code, _, errs := run(t, host, "service", "ps", "nosuch"); code != 1 || !strings.Contains(errs, "skep: ") {
+		t.Errorf("ps of what is not there: %d %s", code, errs)
+	}
+}
+
+func TestExitCodes(t *testing.T) {
+	dead := "unix:///does/not/exist.sock"
+	for _, c := range []struct {
+		args string
+		code int
+		want string
+	}{
+		{"service ls", 1, "no daemon answers at " + dead},
+		{"service", 0, ""},
+		{"service nosuch", 2, `unknown command "nosuch" for "skep service"`},
+		{"service ls extra", 2, "Usage: skep service ls"},
+		{"service ls --nosuch", 2, "unknown flag: --nosuch"},
+		{"service ps", 2, "Usage: skep service ps SERVICE…"},
+		{"service ls --filter name", 2, "is not of the form KEY=VALUE"},
+		{"image load -i /does/not/exist", 1, "no such file"},
+		{"nosuch", 2, "unknown command"},
+		{"down", 0, ""},
+	} {
+		code, _, errs := run(t, dead, strings.Fields(c.args)...)
+		if code != c.code || !strings.Contains(errs, c.want) {
+			t.Errorf("%s: exit code %d, %q; want %d, …%s…", c.args, code, errs, c.code, c.want)
+		}
+	}
+}
+
+func TestImageLoadReportsTheDaemonsError(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "x.tar")
+	if err := os.WriteFile(file, []byte("x"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	host := fakeDaemon(t, map[string]any{"POST /images/load": `{"stream":"Loaded image: nginx:1\n"}` + "\n" + `{"errorDetail":{"message":"disk full"}}`})
+	if code, out, errs := run(t, host, "image", "load", "-i", file); code != 1 || out != "Loaded image: nginx:1\n" || !strings.Contains(errs, "disk full") {
+		t.Errorf("%d %q %q", code, out, errs)
+	}
+}
+
+func TestEveryCommandHasHelpWithAnExample(t *testing.T) {
+	c := &cli{Config: Config{Getenv: os.Getenv}}
+	var walk func(*cobra.Command)
+	walk = func(cmd *cobra.Command) {
+		if cmd.Short == "" {
+			t.Errorf("%s has no description", cmd.CommandPath())
+		}
+		if !cmd.HasSubCommands() && cmd.Example == "" {
+			t.Errorf("%s has no example", cmd.CommandPath())
+		}
+		for _, sub := range cmd.Commands() {
+			walk(sub)
+		}
+	}
+	walk(c.root())
+}
+
+func TestLogLinesBearNames(t *testing.T) {
+	var out bytes.Buffer
+	w := &lineWriter{w: &out, names: &logNames{names: map[string]string{"t1": "web.1@one"}}, stamps: true}
+	const line = "2026-01-01T00:00:00Z com.docker.swarm.node.id=n,com.docker.swarm.service.id=s,com.docker.swarm.task.id=t1 hello world\n"
+	for _, piece := range []string{line[:20], line[20:90], line[90:] + line} {
+		if _, err := w.Write([]byte(piece)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if want := strings.Repeat("2026-01-01T00:00:00Z web.1@one    | hello world\n", 2); out.String() != want {
+		t.Errorf("got\n%s\nwant\n%s", out.String(), want)
+	}
+}
