@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"time"
 
+	"github.com/skep-swarm/skep/internal/model"
 	"github.com/skep-swarm/skep/internal/raftlog"
 	"github.com/skep-swarm/skep/internal/replica"
 	"github.com/skep-swarm/skep/internal/state"
@@ -97,28 +98,28 @@ func (m *Manager) lead(ctx context.Context, l raftlog.Leadership) error {
 	}
 	snap, watch := m.cfg.State.Watch()
 	defer watch.Close()
-	t := newTerm(m, snap)
+	p := NewPlanner(snap, time.Now(), m.cfg.LeasePeriod, m.cfg.Log)
 	pause := time.Duration(0)
 	for {
-		wake := t.sleep(pause)
+		wake := sleep(p, pause)
 		select {
 		case <-ctx.Done():
 			wake.Stop()
 			return nil
 		case <-watch.Ready():
 			for _, a := range watch.Take() {
-				t.dirty.applied(a)
+				p.Applied(a)
 			}
 			if pause > 0 {
 				// Something moved, but the log refused the last batch: do not spin.
 				<-wake.C
 			}
 		case e := <-m.leases:
-			t.lease(e)
+			p.nodes.event(e)
 		case <-wake.C:
 		}
 		wake.Stop()
-		err := t.pass(ctx)
+		err := m.pass(ctx, p)
 		switch {
 		case err == nil:
 			pause = 0
@@ -129,4 +130,28 @@ func (m *Manager) lead(ctx context.Context, l raftlog.Leadership) error {
 			pause = min(max(2*pause, backOff), maxBackOff)
 		}
 	}
+}
+
+// sleep is a timer for the next time that something is due. While work is left over from a failed
+// pass it is due after pause.
+func sleep(p *Planner, pause time.Duration) *time.Timer {
+	if pause > 0 {
+		return time.NewTimer(pause)
+	}
+	now := time.Now()
+	return time.NewTimer(p.Wait(model.Time(now.UnixNano()), now))
+}
+
+// pass plans what is dirty and proposes it. After an error everything that was planned is dirty again.
+func (m *Manager) pass(ctx context.Context, p *Planner) error {
+	clock := time.Now()
+	for _, b := range p.Plan(m.cfg.State.Snapshot(), model.Time(clock.UnixNano()), clock) {
+		out, err := m.cfg.Proposer.Propose(ctx, b)
+		if err != nil {
+			p.Failed()
+			return err
+		}
+		p.Took(b, out)
+	}
+	return nil
 }

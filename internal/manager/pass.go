@@ -1,13 +1,16 @@
 package manager
 
 import (
-	"context"
 	"fmt"
+	"log/slog"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/skep-swarm/skep/internal/allocate"
 	"github.com/skep-swarm/skep/internal/model"
 	"github.com/skep-swarm/skep/internal/orchestrate"
+	"github.com/skep-swarm/skep/internal/replica"
 	"github.com/skep-swarm/skep/internal/schedule"
 	"github.com/skep-swarm/skep/internal/state"
 )
@@ -22,102 +25,126 @@ const settleFor = model.Time(50 * time.Millisecond)
 // actor is who the log says the loop is.
 const actor = "swarm"
 
-// term is one time of leading.
-type term struct {
-	m      *Manager
+// Planner is the leader's pass without its clock, its log and its waiting: a plain value that is told what
+// was applied and which nodes were seen, and answers with the batches to propose. The loop
+// drives one for each time of leading, a simulator any number of them. Not safe for concurrent use.
+//
+// wall is the member's clock as the swarm's time, clock the same moment for leases, which must not jump.
+type Planner struct {
 	dirty  *dirty
 	nodes  *nodeStates
 	began  time.Time
+	lease  func() time.Duration
 	downAt map[model.NodeID]model.Time
+	log    *slog.Logger
+	// What the last Plan took on, in case its batches get lost.
+	tookServices []model.ServiceID
+	tookNodes    []model.NodeID
 }
 
-func newTerm(m *Manager, s *state.Snapshot) *term {
-	now := time.Now()
-	return &term{m: m, dirty: newDirty(s), nodes: newNodeStates(s, now, m.cfg.LeasePeriod()), began: now, downAt: map[model.NodeID]model.Time{}}
+// NewPlanner is the planner of a member that begins to lead with the state at s. lease is how long a
+// node may be silent.
+func NewPlanner(s *state.Snapshot, clock time.Time, lease func() time.Duration, log *slog.Logger) *Planner {
+	return &Planner{dirty: newDirty(s), nodes: newNodeStates(s, clock, lease()), began: clock, lease: lease,
+		downAt: map[model.NodeID]model.Time{}, log: log}
 }
 
-func (t *term) lease(e leaseEvent) { t.nodes.event(e) }
+// Applied takes in one step of the state.
+func (p *Planner) Applied(a replica.Applied) { p.dirty.applied(a) }
+
+// NodeUp and NodeDown take in what node sessions saw.
+func (p *Planner) NodeUp(node model.NodeID, addr string) {
+	p.nodes.event(leaseEvent{node: node, up: true, addr: addr})
+}
+
+// NodeDown says that a node's lease ran out.
+func (p *Planner) NodeDown(node model.NodeID, message string) {
+	p.nodes.event(leaseEvent{node: node, message: message})
+}
 
 // settled reports whether a whole lease has passed, so that silence of a node means something.
-func (t *term) settled(now time.Time) bool { return now.Sub(t.began) >= t.m.cfg.LeasePeriod() }
+func (p *Planner) settled(clock time.Time) bool { return clock.Sub(p.began) >= p.lease() }
 
-// sleep is a timer for the next time that something is due without anybody touching anything.
-// While work is left over from a failed pass it is due after pause.
-func (t *term) sleep(pause time.Duration) *time.Timer {
-	if pause > 0 {
-		return time.NewTimer(pause)
+// Wait is how long it takes until something is due without anybody touching anything; 0 when work
+// is left over.
+func (p *Planner) Wait(wall model.Time, clock time.Time) time.Duration {
+	if len(p.dirty.services) > 0 || len(p.dirty.nodes) > 0 {
+		return 0
 	}
-	if len(t.dirty.services) > 0 || len(t.dirty.nodes) > 0 {
-		return time.NewTimer(0)
-	}
-	now := time.Now()
 	wait := time.Hour
-	if at := t.dirty.timers.next(); at != 0 {
-		wait = min(wait, time.Duration(at)-time.Duration(now.UnixNano()))
+	if at := p.dirty.timers.next(); at != 0 {
+		wait = min(wait, time.Duration(at-wall))
 	}
-	if at := t.nodes.next(); !at.IsZero() {
-		wait = min(wait, at.Sub(now))
+	if at := p.nodes.next(); !at.IsZero() {
+		wait = min(wait, at.Sub(clock))
 	}
-	if !t.settled(now) {
-		wait = min(wait, t.began.Add(t.m.cfg.LeasePeriod()).Sub(now))
+	if !p.settled(clock) {
+		wait = min(wait, p.began.Add(p.lease()).Sub(clock))
 	}
-	return time.NewTimer(max(wait, time.Millisecond))
+	return max(wait, time.Millisecond)
 }
 
-// pass plans what is dirty and proposes it. After an error everything that was planned is dirty again.
-func (t *term) pass(ctx context.Context) error {
-	clock := time.Now()
-	snap := t.m.cfg.State.Snapshot()
-	now := max(snap.Time(), model.Time(clock.UnixNano()))
-	t.nodes.expire(clock)
-	txns := t.nodes.txns(snap)
-	txns = append(txns, t.blocks(snap)...)
-	ids := t.dirty.take(now)
-	planned := t.plan(snap, ids, now, clock)
-	txns = append(txns, planned...)
-	if len(txns) == 0 {
-		return nil
-	}
+// Plan plans what is dirty, as batches to propose in this order. Each is answered by Took; when one
+// could not be proposed, Failed ends the pass.
+func (p *Planner) Plan(snap *state.Snapshot, wall model.Time, clock time.Time) []*model.Batch {
+	now := max(snap.Time(), wall)
+	p.nodes.expire(clock)
+	txns := p.nodes.txns(snap)
+	txns = append(txns, p.blocks(snap)...)
+	p.tookServices = p.dirty.take(now)
+	txns = append(txns, p.plan(snap, p.tookServices, now, clock)...)
+	var out []*model.Batch
 	for _, b := range batches(txns) {
-		out, err := t.m.cfg.Proposer.Propose(ctx, &model.Batch{Actor: actor, Reason: "plan", Time: now, Txns: b})
-		if err != nil {
-			for _, id := range ids {
-				t.dirty.services[id] = struct{}{}
-			}
-			return err
-		}
-		t.refused(out, b, now)
+		out = append(out, &model.Batch{Actor: actor, Reason: "plan", Time: now, Txns: b})
 	}
-	return nil
+	return out
 }
 
-// refused plans services again whose transactions were computed from what has changed since.
-func (t *term) refused(out *model.Outcome, txns []model.Txn, now model.Time) {
+// Failed makes all that the last Plan took on dirty again.
+func (p *Planner) Failed() {
+	for _, id := range p.tookServices {
+		p.dirty.services[id] = struct{}{}
+	}
+	for _, id := range p.tookNodes {
+		p.dirty.nodes[id] = struct{}{}
+	}
+}
+
+// Afresh is a planner with the same observations for which everything is dirty: whatever it wants that
+// p does not shows what p has forgotten.
+func (p *Planner) Afresh(snap *state.Snapshot) *Planner {
+	return &Planner{dirty: newDirty(snap), nodes: &nodeStates{seen: maps.Clone(p.nodes.seen), deadline: maps.Clone(p.nodes.deadline)},
+		began: p.began, lease: p.lease, downAt: maps.Clone(p.downAt), log: p.log}
+}
+
+// Took plans services again whose transactions were computed from what has changed since.
+func (p *Planner) Took(b *model.Batch, out *model.Outcome) {
 	for i, err := range out.Results {
 		if err == nil {
 			continue
 		}
-		t.m.cfg.Log.Debug("a plan was refused and is made again", "err", err)
-		for j := range txns[i].Changes {
-			k, _, ok := state.Writes(&txns[i].Changes[j])
+		p.log.Debug("a plan was refused and is made again", "err", err)
+		for j := range b.Txns[i].Changes {
+			k, _, ok := state.Writes(&b.Txns[i].Changes[j])
 			if ok && (k.Kind == model.KindService || k.Kind == model.KindTask) {
-				t.dirty.timers.set(model.ServiceID(k.A), now+settleFor)
+				p.dirty.timers.set(model.ServiceID(k.A), b.Time+settleFor)
 			}
 		}
 	}
 }
 
 // blocks gives nodes without an address block their first one.
-func (t *term) blocks(snap *state.Snapshot) []model.Txn {
+func (p *Planner) blocks(snap *state.Snapshot) []model.Txn {
 	var out []model.Txn
 	work := snap
-	for id := range t.dirty.nodes {
+	p.tookNodes = slices.Sorted(maps.Keys(p.dirty.nodes))
+	for _, id := range p.tookNodes {
 		if n := snap.Node(id); n == nil || len(n.Blocks) > 0 {
 			continue
 		}
 		txn, err := allocate.Node(work, id)
 		if err != nil {
-			t.m.cfg.Log.Warn("node gets no addresses", "err", err)
+			p.log.Warn("node gets no addresses", "err", err)
 			continue
 		}
 		if next, err := work.With(txn.Changes...); err == nil && len(txn.Changes) > 0 {
@@ -125,13 +152,13 @@ func (t *term) blocks(snap *state.Snapshot) []model.Txn {
 			out = append(out, txn)
 		}
 	}
-	clear(t.dirty.nodes)
+	clear(p.dirty.nodes)
 	return out
 }
 
 // plan runs the deciders over the services on one working copy.
-func (t *term) plan(snap *state.Snapshot, ids []model.ServiceID, now model.Time, clock time.Time) []model.Txn {
-	w := &work{snap: snap, now: now, base: snap, obs: t.observe(snap, now, clock),
+func (p *Planner) plan(snap *state.Snapshot, ids []model.ServiceID, now model.Time, clock time.Time) []model.Txn {
+	w := &work{snap: snap, now: now, base: snap, obs: p.observe(snap, now, clock),
 		plans: map[model.ServiceID]*plan{}, next: map[model.ServiceID]model.Time{}, waiting: map[model.ServiceID]bool{}}
 	todo := ids
 	for range maxRounds {
@@ -141,40 +168,40 @@ func (t *term) plan(snap *state.Snapshot, ids []model.ServiceID, now model.Time,
 		todo = w.round(todo)
 	}
 	for _, id := range ids {
-		t.dirty.timers.set(id, w.next[id])
-		delete(t.dirty.waiting, id)
+		p.dirty.timers.set(id, w.next[id])
+		delete(p.dirty.waiting, id)
 	}
 	for id := range w.waiting {
-		t.dirty.waiting[id] = struct{}{}
+		p.dirty.waiting[id] = struct{}{}
 	}
 	for _, id := range todo {
-		t.dirty.services[id] = struct{}{} // not settled yet: goes on in the next pass
+		p.dirty.services[id] = struct{}{} // not settled yet: goes on in the next pass
 	}
 	for _, err := range w.failed {
-		t.m.cfg.Log.Error("a decider wants what cannot be", "err", err)
+		p.log.Error("a decider wants what cannot be", "err", err)
 	}
 	var out []model.Txn
 	out = append(out, w.blocks...)
 	for _, id := range ids {
-		if p := w.plans[id]; p != nil {
-			out = append(out, p.txns()...)
+		if made := w.plans[id]; made != nil {
+			out = append(out, made.txns()...)
 		}
 	}
 	return out
 }
 
 // observe is what this leader sees that the state does not hold.
-func (t *term) observe(snap *state.Snapshot, now model.Time, clock time.Time) orchestrate.Obs {
+func (p *Planner) observe(snap *state.Snapshot, now model.Time, clock time.Time) orchestrate.Obs {
 	for n := range snap.Nodes() {
-		if e, ok := t.nodes.seen[n.ID]; ok && !e.up {
-			if _, known := t.downAt[n.ID]; !known {
-				t.downAt[n.ID] = now
+		if e, ok := p.nodes.seen[n.ID]; ok && !e.up {
+			if _, known := p.downAt[n.ID]; !known {
+				p.downAt[n.ID] = now
 			}
 		} else {
-			delete(t.downAt, n.ID)
+			delete(p.downAt, n.ID)
 		}
 	}
-	return orchestrate.Obs{Settled: t.settled(clock), Down: t.downAt}
+	return orchestrate.Obs{Settled: p.settled(clock), Down: p.downAt}
 }
 
 // work is the working copy of one pass.
