@@ -60,9 +60,10 @@ func (s *story) inside(ctx context.Context, h *lab.Host, args []string) (string,
 	return string(out), err
 }
 
-// curl [-from client|node] [-n COUNT] URL prints the bodies of COUNT requests.
+// curl [-from client|node] [-n COUNT] [-within DURATION] URL prints the bodies of
+// COUNT requests, each of which may take so long.
 func curl(ctx context.Context, s *story, args []string) (string, error) {
-	from, count := s.client, 1
+	from, count, within := s.client, 1, 10*time.Second
 	for len(args) > 1 {
 		switch args[0] {
 		case "-from":
@@ -75,6 +76,12 @@ func curl(ctx context.Context, s *story, args []string) (string, error) {
 				return "", err
 			}
 			count = n
+		case "-within":
+			d, err := time.ParseDuration(args[1])
+			if err != nil {
+				return "", err
+			}
+			within = d
 		default:
 			return "", fmt.Errorf("unknown flag %s", args[0])
 		}
@@ -84,7 +91,7 @@ func curl(ctx context.Context, s *story, args []string) (string, error) {
 		return "", errors.New("want one URL")
 	}
 	client := from.HTTPClient()
-	client.Timeout = 10 * time.Second
+	client.Timeout = within
 	var out strings.Builder
 	for range count {
 		body, err := get(ctx, client, args[0])
@@ -170,8 +177,9 @@ func (s *story) dialSocket(ctx context.Context) (net.Conn, error) {
 	return conn, err
 }
 
-// eventually [DURATION] COMMAND… [-- PATTERN] repeats a command, one of ours or a
-// program, until it succeeds and what it prints matches the pattern.
+// eventually [DURATION] [!] COMMAND… [-- PATTERN] repeats a command, one of ours or a
+// program, until it succeeds and what it prints matches the pattern; with "!" until
+// it fails.
 func eventually(ctx context.Context, s *story, args []string) (string, error) {
 	limit := 20 * time.Second
 	if len(args) > 0 {
@@ -187,6 +195,10 @@ func eventually(ctx context.Context, s *story, args []string) (string, error) {
 		}
 		args = args[:i]
 	}
+	fail := len(args) > 0 && args[0] == "!"
+	if fail {
+		args = args[1:]
+	}
 	if len(args) == 0 {
 		return "", errors.New("want a command")
 	}
@@ -200,7 +212,8 @@ func eventually(ctx context.Context, s *story, args []string) (string, error) {
 		} else {
 			out, err = s.run(ctx, args[0], args[1:]...)
 		}
-		if err == nil && pattern.MatchString(out) {
+		// A failure at the very end may be that of the time limit.
+		if fail && err != nil && ctx.Err() == nil || !fail && err == nil && pattern.MatchString(out) {
 			return out, nil
 		}
 		select {
