@@ -10,6 +10,7 @@ import (
 	"github.com/moby/moby/api/types/swarm"
 	"github.com/skep-swarm/skep/internal/dockerapi"
 	"github.com/skep-swarm/skep/internal/model"
+	"github.com/skep-swarm/skep/internal/skepapi"
 	"github.com/skep-swarm/skep/internal/state"
 )
 
@@ -17,9 +18,13 @@ import (
 type backend struct {
 	*host
 	*member
+	below func() error // ends the member's and the host's layer
 }
 
-var _ dockerapi.Backend = (*backend)(nil)
+var (
+	_ dockerapi.Backend = (*backend)(nil)
+	_ skepapi.Backend   = (*backend)(nil)
+)
 
 // State is a snapshot that holds every write acknowledged before the call.
 func (b *backend) State(ctx context.Context) (*state.Snapshot, error) {

@@ -174,12 +174,13 @@ type apiServer struct {
 
 // newAPI serves both APIs; below ends the layers under it.
 func newAPI(h *host, m *member, listeners []net.Listener, below func() error) *apiServer {
+	b := &backend{host: h, member: m, below: below}
 	docker := dockerapi.New(dockerapi.Config{
-		Backend: &backend{host: h, member: m}, Logger: h.log.With("part", "api"), Modes: []string{"replicated", "global"},
+		Backend: b, Logger: h.log.With("part", "api"), Modes: []string{"replicated", "global"},
 		Version: dockerapi.Version{Version: h.cfg.Version, GitCommit: h.cfg.Commit},
 	})
 	mux := http.NewServeMux()
-	mux.Handle("/skep/", skepapi.New(&downer{h: h, m: m, below: below}))
+	mux.Handle("/skep/", skepapi.New(b))
 	mux.Handle("/", docker)
 	if h.cfg.Debug || h.cfg.LogLevel == "debug" {
 		mux.HandleFunc("GET /debug/pprof/", pprof.Index)

@@ -13,24 +13,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// downer takes this node down for good.
-type downer struct {
-	h     *host
-	m     *member
-	below func() error // ends the member's and the host's layer
-}
-
 // Down stops the tasks, leaves the swarm, ends the keeper and then the daemon, whose API layer
 // ends when it sees that the ones below it did.
-func (d *downer) Down(ctx context.Context, step func(string)) error {
-	if d.m.active() != nil {
+func (b *backend) Down(ctx context.Context, step func(string)) error {
+	if b.active() != nil {
 		step("stopping tasks and leaving the swarm …")
-		if err := d.m.LeaveSwarm(ctx, true); err != nil {
+		if err := b.LeaveSwarm(ctx, true); err != nil {
 			return err
 		}
 	}
 	step("ending the daemon …")
-	return errors.Join(d.h.clear(ctx), d.below(), d.h.shutdown(ctx))
+	return errors.Join(b.clear(ctx), b.below(), b.shutdown(ctx))
 }
 
 // shutdown ends what outlives the daemon; the parts of the host must not run any more.

@@ -40,6 +40,10 @@ func (h *host) found(req swarm.InitRequest) (*founding, error) {
 	if err != nil {
 		return nil, err
 	}
+	// What a swarm left behind whose end was cut short belongs to nobody.
+	if err := forgetSwarm(h.cfg); err != nil {
+		return nil, err
+	}
 	// Whether the port is free is found out before anything is written.
 	probe, err := net.Listen("tcp", listen)
 	if err != nil {
@@ -53,7 +57,7 @@ func (h *host) found(req swarm.InitRequest) (*founding, error) {
 		return nil, err
 	}
 	namer := f.cluster.Namer()
-	f.id = &identity{Cluster: namer.ClusterID(), Node: 1, NodeID: namer.NodeID(1), Manager: true, ListenAddr: listen, AdvertiseAddr: advertise}
+	f.id = &identity{Cluster: namer.ClusterID(), Node: 1, NodeID: namer.NodeID(1), Manager: true, ListenAddr: listen, AdvertiseAddr: advertise, Founding: true}
 	if _, err := rand.Read(f.id.RaftKey[:]); err != nil {
 		return nil, fmt.Errorf("make the log's key: %w", err)
 	}
@@ -152,7 +156,11 @@ func (f *founding) write(ctx context.Context, a *active) error {
 	if err != nil {
 		return err
 	}
-	return out.Results[0]
+	if out.Results[0] != nil {
+		return out.Results[0]
+	}
+	f.id.Founding = false
+	return f.id.write(a.h.cfg)
 }
 
 // maxFirstImages bounds the table that a new swarm starts with.

@@ -26,6 +26,9 @@ type identity struct {
 	AdvertiseAddr string `json:"advertiseAddr"`
 	// RaftKey encrypts the log and its snapshots on disk.
 	RaftKey hexKey `json:"raftKey"`
+	// Founding says that the swarm is just being made: nobody was told of it yet, and a daemon that finds
+	// this at its start forgets it.
+	Founding bool `json:"founding,omitempty"`
 
 	creds atomic.Pointer[pki.Credentials]
 }
@@ -91,6 +94,11 @@ func (id *identity) save(cfg *Config, certPEM, keyPEM, rootPEM []byte) error {
 		}
 	}
 	id.creds.Store(creds)
+	return id.write(cfg)
+}
+
+// write replaces the file that says who this node is.
+func (id *identity) write(cfg *Config) error {
 	data, err := json.MarshalIndent(id, "", "  ")
 	if err != nil {
 		return fmt.Errorf("write the node's identity: %w", err)
@@ -98,9 +106,17 @@ func (id *identity) save(cfg *Config, certPEM, keyPEM, rootPEM []byte) error {
 	return writeFile(cfg.identityFile(), data)
 }
 
-// forget removes everything that says that this node is in a swarm.
+// forgetSwarm removes everything that says that this node is in a swarm. The identity goes first, and for good: without
+// it the rest is nobody's (the log's key is in it), with it but without a log the node would wait for a leader for ever.
 func forgetSwarm(cfg *Config) error {
-	return errors.Join(os.RemoveAll(cfg.identityFile()), os.RemoveAll(cfg.data("swarm")), os.RemoveAll(cfg.data("raft")), os.RemoveAll(cfg.data("agent")))
+	err := os.RemoveAll(cfg.identityFile())
+	if err == nil {
+		err = syncDir(filepath.Dir(cfg.identityFile()))
+		if errors.Is(err, fs.ErrNotExist) {
+			err = nil
+		}
+	}
+	return errors.Join(err, os.RemoveAll(cfg.data("swarm")), os.RemoveAll(cfg.data("raft")), os.RemoveAll(cfg.data("agent")))
 }
 
 // writeFile replaces a private file at once and for good: after a power loss it holds the old or the

@@ -29,6 +29,11 @@ func newMember(h *host) (*member, error) {
 	if err != nil || id == nil {
 		return m, err
 	}
+	if id.Founding {
+		// The swarm was never ready, so nobody was told that it exists.
+		h.log.Warn("the making of a swarm was cut short; this node is in none")
+		return m, forgetSwarm(h.cfg)
+	}
 	a, err := newActive(h, id, false)
 	if err != nil {
 		return nil, err

@@ -1,0 +1,136 @@
+package skepapi
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+
+	"github.com/moby/moby/api/types/swarm"
+	"github.com/skep-swarm/skep/internal/model"
+	"github.com/skep-swarm/skep/internal/state"
+)
+
+type fakeBackend struct {
+	t     *testing.T
+	snap  *state.Snapshot
+	downs int
+	err   error
+}
+
+func (f *fakeBackend) State(context.Context) (*state.Snapshot, error) { return f.snap, f.err }
+
+func (f *fakeBackend) Propose(_ context.Context, b *model.Batch) (*model.Outcome, error) {
+	next, out := f.snap.Apply(f.snap.Index()+1, b)
+	f.snap = next
+	return out, nil
+}
+
+func (f *fakeBackend) Down(_ context.Context, step func(string)) error {
+	f.downs++
+	step("stopping")
+	return f.err
+}
+
+func (f *fakeBackend) must(changes ...model.Change) {
+	f.t.Helper()
+	out, _ := f.Propose(f.t.Context(), &model.Batch{Actor: "alice", Reason: "because", Time: 1e9, Txns: []model.Txn{{Changes: changes}}})
+	if out.Results[0] != nil {
+		f.t.Fatal(out.Results[0])
+	}
+}
+
+func (f *fakeBackend) revision(raw string) {
+	f.t.Helper()
+	spec, err := model.ParseSpec[swarm.ServiceSpec]([]byte(raw))
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	tpl, err := model.NewTemplate(1, spec, "")
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	tpl.ID = f.snap.LastTemplate() + 1
+	f.must(model.Change{NewRevision: &model.NewRevision{Service: 1, Spec: spec, Template: tpl, Ports: spec.Typed.EndpointSpec.Ports}})
+}
+
+func newFake(t *testing.T) *fakeBackend {
+	f := &fakeBackend{t: t, snap: state.New()}
+	f.must(model.Change{PutCluster: &model.Cluster{IDKey: [16]byte{1}}})
+	f.must(model.Change{PutNode: &model.Node{ID: 1, Description: swarm.NodeDescription{Hostname: "one"}, PortClashes: []model.PortClash{{Protocol: "tcp", Port: 80, Message: "port 80/tcp is in use by nginx (pid 7)"}}}})
+	f.revision(`{"Name":"web","Mode":{"Replicated":{"Replicas":4}},"TaskTemplate":{},"EndpointSpec":{"Ports":[{"PublishedPort":80,"TargetPort":80}]}}`)
+	return f
+}
+
+func get[T any](t *testing.T, f *fakeBackend, path string) (T, *http.Response) {
+	t.Helper()
+	srv := httptest.NewServer(New(f))
+	defer srv.Close()
+	res, err := http.Get(srv.URL + path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	var v T
+	if err := json.NewDecoder(res.Body).Decode(&v); err != nil {
+		t.Fatal(err)
+	}
+	return v, res
+}
+
+func TestHistory(t *testing.T) {
+	f := newFake(t)
+	f.revision(`{"Name":"web","Mode":{"Replicated":{"Replicas":4}},"TaskTemplate":{"ForceUpdate":1},"EndpointSpec":{}}`)
+	h, _ := get[[]Revision](t, f, "/skep/v1/services/web/history")
+	if len(h) != 2 || h[0].Number != 1 || h[0].Current || !h[1].Current || h[1].Actor != "alice" || h[1].Reason != "because" || h[1].At != "1970-01-01T00:00:01Z" || !strings.Contains(string(h[1].Spec), "ForceUpdate") {
+		t.Errorf("history = %+v", h)
+	}
+}
+
+func TestWhy(t *testing.T) {
+	f := newFake(t)
+	task := func(num uint64, slot uint32, st, desired model.TaskState, startAt model.Time, err string) model.Change {
+		return model.Change{PutTask: &model.Task{ID: model.TaskID{Service: 1, Num: num}, Slot: slot, Template: 1, State: st, Desired: desired, StartAt: startAt, Err: err}}
+	}
+	f.must(task(1, 1, model.StateRunning, model.StateRunning, 0, ""), task(2, 2, model.StateFailed, model.StateShutdown, 0, "task: non-zero exit (3)"),
+		task(3, 2, model.StateAssigned, model.StateReady, 2e9, ""), task(4, 3, model.StatePending, model.StateRunning, 0, "no suitable node"), task(5, 4, model.StatePending, model.StateRunning, 0, "no suitable node"))
+	w, _ := get[Why](t, f, "/skep/v1/services/web/why")
+	if w.Running != 1 || w.Desired != 4 || len(w.Reasons) != 3 {
+		t.Fatalf("why = %+v", w)
+	}
+	want := []Reason{{"no suitable node", "pending", 2, nil}, {"waits for its restart delay, after: task: non-zero exit (3)", "assigned", 1, nil}, {"node one: port 80/tcp is in use by nginx (pid 7)", "ports", 1, nil}}
+	for i, r := range want {
+		if g := w.Reasons[i]; g.Text != r.Text || g.State != r.State || g.Count != r.Count {
+			t.Errorf("reason %d = %+v, want %+v", i, g, r)
+		}
+	}
+}
+
+func TestErrorsAndDown(t *testing.T) {
+	f := newFake(t)
+	type answer struct{ Message string }
+	if a, res := get[answer](t, f, "/skep/v1/services/nosuch/why"); res.StatusCode != 404 || a.Message != "service nosuch not found" {
+		t.Errorf("%d %q", res.StatusCode, a.Message)
+	}
+	if a, res := get[answer](t, f, "/skep/v1/nosuch"); res.StatusCode != 404 || !strings.Contains(a.Message, "page not found") {
+		t.Errorf("%d %q", res.StatusCode, a.Message)
+	}
+	f.err = model.Errorf(model.Unavailable, "not a manager")
+	if a, res := get[answer](t, f, "/skep/v1/services/web/why"); res.StatusCode != 503 || a.Message != "not a manager" {
+		t.Errorf("%d %q", res.StatusCode, a.Message)
+	}
+	for err, want := range map[error]string{nil: "{\"stream\":\"stopping\\n\"}\n{\"stream\":\"done\\n\"}\n", errors.New("stuck"): "{\"stream\":\"stopping\\n\"}\n{\"errorDetail\":{\"message\":\"stuck\"}}\n"} {
+		f.err = err
+		rec := httptest.NewRecorder()
+		New(f).ServeHTTP(rec, httptest.NewRequest("POST", "/skep/v1/down", nil))
+		if rec.Body.String() != want {
+			t.Errorf("down: %q, want %q", rec.Body, want)
+		}
+	}
+	if f.downs != 2 {
+		t.Errorf("down was called %d times", f.downs)
+	}
+}
