@@ -171,3 +171,40 @@ func TestLogLinesBearNames(t *testing.T) {
 		t.Errorf("got\n%s\nwant\n%s", out.String(), want)
 	}
 }
+
+func TestHistoryAndDiff(t *testing.T) {
+	host := fakeDaemon(t, map[string]any{"GET /skep/v1/services/web/history": `[
+		{"Number":4,"At":"2026-01-01T00:00:00Z","Actor":"alice","Reason":"create","Tasks":1,"Spec":{"Name":"web","Labels":{"a":"b"},"L":[1,2]}},
+		{"Number":5,"Current":true,"At":"2026-01-01T00:00:00Z","Actor":"swarm","Reason":"rollback","Tasks":2,"Spec":{"Name":"web","Labels":{"a":"c"},"L":[1],"N":12345678901234567890}}]`})
+	if _, out, errs := run(t, host, "service", "history", "--format", "{{.Number}} {{.Actor}} {{.Current}}", "web"); out != "4 alice false\n5 swarm true\n" {
+		t.Errorf("history: %s%s", out, errs)
+	}
+	want := "--- web, revision 4\n+++ web, revision 5\n- L[1]: 2\n- Labels.a: \"b\"\n+ Labels.a: \"c\"\n+ N: 12345678901234567890\n"
+	if _, out, errs := run(t, host, "service", "diff", "web"); out != want {
+		t.Errorf("diff:\n%s%s\nwant\n%s", out, errs, want)
+	}
+	if _, out, _ := run(t, host, "service", "diff", "web", "5", "4"); !strings.Contains(out, "+ L[1]: 2") {
+		t.Errorf("diff 5 4:\n%s", out)
+	}
+	for args, wantErr := range map[string]string{"web 9": "has no revision 9", "web x": "is not the number of a revision"} {
+		if code, _, errs := run(t, host, append([]string{"service", "diff"}, strings.Fields(args)...)...); code == 0 || !strings.Contains(errs, wantErr) {
+			t.Errorf("diff %s: %d %s", args, code, errs)
+		}
+	}
+}
+
+func TestWhy(t *testing.T) {
+	host := fakeDaemon(t, map[string]any{
+		"GET /skep/v1/services/web/why": `{"Name":"web","Running":1,"Desired":3,"Update":"paused: x","Reasons":[{"Text":"no suitable node","State":"pending","Count":2}]}`,
+		"GET /skep/v1/services/ok/why":  `{"Name":"ok","Running":1,"Desired":1}`,
+	})
+	if code, out, _ := run(t, host, "service", "why", "web"); code != 3 || out != "web: 1 of 3 tasks run\n  update paused: x\n  2 × pending: no suitable node\n" {
+		t.Errorf("%d\n%s", code, out)
+	}
+	if code, out, _ := run(t, host, "service", "why", "ok"); code != 0 || out != "ok: 1 of 1 tasks run\n" {
+		t.Errorf("%d\n%s", code, out)
+	}
+	if code, _, errs := run(t, host, "service", "why", "nosuch"); code != 1 || !strings.Contains(errs, "page not found") {
+		t.Errorf("%d %s", code, errs)
+	}
+}

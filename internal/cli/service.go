@@ -17,7 +17,7 @@ import (
 
 func (c *cli) service() *cobra.Command {
 	cmd := &cobra.Command{Use: "service", Aliases: []string{"services"}, Short: "Look at services"}
-	cmd.AddCommand(c.serviceLs(), c.servicePs(), c.serviceLogs())
+	cmd.AddCommand(c.serviceLs(), c.servicePs(), c.serviceLogs(), c.serviceWhy(), c.serviceHistory(), c.serviceDiff())
 	return cmd
 }
 
