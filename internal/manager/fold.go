@@ -50,8 +50,9 @@ func (p *plan) change(c model.Change) {
 		p.created[c.PutTask.ID] = len(p.changes)
 	case c.SetTaskPlace != nil:
 		if t := p.fresh(c.SetTaskPlace.Task); t != nil {
-			t.Node, t.Gateway4, t.Gateway6 = c.SetTaskPlace.Node, c.SetTaskPlace.Gateway4, c.SetTaskPlace.Gateway6
-			t.State, t.Message, t.Err = model.StateAssigned, c.SetTaskPlace.Message, ""
+			set := c.SetTaskPlace
+			t.Node, t.Gateway4, t.Gateway6, t.Generic = set.Node, set.Gateway4, set.Gateway6, set.Generic
+			t.State, t.Message, t.Err = model.StateAssigned, set.Message, ""
 			return
 		}
 	case c.SetTaskStatus != nil:

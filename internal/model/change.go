@@ -147,6 +147,8 @@ type TaskPlaceSet struct {
 	Gateway4 netip.Addr `cbor:"3,keyasint,omitempty"`
 	Gateway6 netip.Addr `cbor:"4,keyasint,omitempty"`
 	Message  string     `cbor:"5,keyasint,omitempty"`
+	// Generic are the generic resources of the node that the task gets.
+	Generic []swarm.GenericResource `cbor:"6,keyasint,omitempty"`
 }
 
 // TaskStatusSet is the manager's word on a task: pending with its reason, or orphaned.

@@ -216,6 +216,8 @@ type Task struct {
 	Restarts []Time `cbor:"21,keyasint,omitempty"`
 	// JobIteration is the run of the job that this task belongs to.
 	JobIteration uint64 `cbor:"22,keyasint,omitempty"`
+	// Generic are the generic resources that the task was given on its node; placement group.
+	Generic []swarm.GenericResource `cbor:"23,keyasint,omitempty"`
 }
 
 // Network is a network by the name that users know it.

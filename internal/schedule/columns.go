@@ -3,6 +3,7 @@ package schedule
 import (
 	"math"
 	"math/bits"
+	"slices"
 	"strings"
 
 	"github.com/moby/moby/api/types/swarm"
@@ -51,7 +52,9 @@ type columns struct {
 
 	matches   map[string]set // by constraint
 	platforms map[swarm.Platform]set
-	claimed   map[hostPort]set // by this pass
+	claimed   map[model.HostPort]set // by this pass
+	generic   map[string]*genericColumn
+	trees     map[string]*branch
 }
 
 func newColumns(snap *state.Snapshot) *columns {
@@ -59,7 +62,7 @@ func newColumns(snap *state.Snapshot) *columns {
 	c := &columns{
 		snap: snap, nodes: make([]*model.Node, 0, n), index: make(map[model.NodeID]int, n),
 		all: newSet(n), ready: newSet(n), cpu: make([]int64, n), mem: make([]int64, n), total: make([]int32, n),
-		matches: map[string]set{}, platforms: map[swarm.Platform]set{}, claimed: map[hostPort]set{},
+		matches: map[string]set{}, platforms: map[swarm.Platform]set{}, claimed: map[model.HostPort]set{}, generic: map[string]*genericColumn{}, trees: map[string]*branch{},
 	}
 	for node := range snap.Nodes() {
 		i := len(c.nodes)
@@ -119,7 +122,7 @@ func (c *columns) platform(ps []swarm.Platform) set {
 	return s
 }
 
-func (c *columns) claim(p hostPort, i int) {
+func (c *columns) claim(p model.HostPort, i int) {
 	if c.claimed[p] == nil {
 		c.claimed[p] = newSet(len(c.nodes))
 	}
@@ -133,25 +136,12 @@ func (c *columns) portsFree(n *need, i int) bool {
 			return false
 		}
 		for _, clash := range c.nodes[i].PortClashes {
-			if clash.Protocol == p.proto && uint32(clash.Port) == p.port {
+			if clash.Protocol == p.Protocol && uint32(clash.Port) == p.Port {
 				return false
 			}
 		}
-	}
-	for t := range c.snap.TasksOnNode(c.nodes[i].ID) {
-		if t.State < model.StateAssigned || t.State.Terminal() {
-			continue
-		}
-		tpl := c.snap.Template(t.Template)
-		if tpl == nil || len(tpl.HostPorts) == 0 {
-			continue
-		}
-		for _, have := range hostPorts(tpl) {
-			for _, want := range n.ports {
-				if have == want {
-					return false
-				}
-			}
+		if slices.Contains(c.snap.Load(c.nodes[i].ID).HostPorts, p) {
+			return false
 		}
 	}
 	return true
@@ -165,6 +155,9 @@ func (c *columns) room(n *need, have *counts, i int) int32 {
 	}
 	if n.mem > 0 {
 		r = min(r, c.mem[i]/n.mem)
+	}
+	for _, g := range n.generic {
+		r = min(r, c.genericOf(g.Kind).free[i]/g.N)
 	}
 	if n.maxReplicas > 0 {
 		r = min(r, int64(n.maxReplicas-have.tasks[i]))

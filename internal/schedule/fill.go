@@ -2,6 +2,7 @@ package schedule
 
 import (
 	"cmp"
+	"maps"
 	"slices"
 	"strings"
 
@@ -108,50 +109,88 @@ func selectLeast(s []int, k int, less func(a, b int) bool) {
 }
 
 // spread shares k tasks out over the nodes that fit: evenly over the values of the first
-// preference's label, within each over the next one's, within the last over nodes.
+// preference's label, within each over the next one's, within the last over nodes. What a branch has
+// are the tasks on all its nodes, those too that are full or do not fit.
 func (p *planner) spread(n *need, fit set, k int) []int32 {
-	var rows []int
-	fit.each(func(i int) { rows = append(rows, i) })
 	placed := make([]int32, len(p.nodes.nodes))
-	p.spreadOver(n, rows, n.spread, k, placed)
+	p.spreadOver(n, p.nodes.branches(n.spread), fit, k, placed)
 	return placed
 }
 
-func (p *planner) spreadOver(n *need, rows []int, labels []string, k int, placed []int32) {
-	if len(labels) == 0 {
-		vs := make([]vessel, len(rows))
-		for j, i := range rows {
-			vs[j] = vessel{p.have.penalty(i), p.have.tasks[i], p.nodes.total[i], p.nodes.room(n, &p.have, i)}
-		}
-		for j, got := range fill(vs, k) {
-			placed[rows[j]] = got
-		}
+func (p *planner) spreadOver(n *need, b *branch, fit set, k int, placed []int32) {
+	if len(b.kids) == 0 {
+		p.spreadNodes(n, b.rows, fit, k, placed)
 		return
 	}
-	branches := map[string][]int{}
-	for _, i := range rows {
-		v := labelValue(p.nodes.nodes[i], labels[0])
-		branches[v] = append(branches[v], i)
-	}
-	names := make([]string, 0, len(branches))
-	for v := range branches {
-		names = append(names, v)
-	}
-	slices.Sort(names)
-	vs := make([]vessel, len(names))
-	for j, name := range names {
+	vs := make([]vessel, len(b.kids))
+	for j, kid := range b.kids {
 		var room int64
-		for _, i := range branches[name] {
+		for _, i := range kid.rows {
 			vs[j].have += p.have.tasks[i]
 			vs[j].total += p.nodes.total[i]
-			room += int64(p.nodes.room(n, &p.have, i))
+			if fit.has(i) {
+				room += int64(p.nodes.room(n, &p.have, i))
+			}
 		}
 		vs[j].room = int32(min(room, 1<<30))
 	}
 	for j, got := range fill(vs, k) {
 		if got > 0 {
-			p.spreadOver(n, branches[names[j]], labels[1:], int(got), placed)
+			p.spreadOver(n, b.kids[j], fit, int(got), placed)
 		}
+	}
+}
+
+func (p *planner) spreadNodes(n *need, among []int, fit set, k int, placed []int32) {
+	vs, rows := make([]vessel, 0, len(among)), make([]int, 0, len(among))
+	for _, i := range among {
+		if fit.has(i) {
+			vs = append(vs, vessel{p.have.penalty(i), p.have.tasks[i], p.nodes.total[i], p.nodes.room(n, &p.have, i)})
+			rows = append(rows, i)
+		}
+	}
+	for j, got := range fill(vs, k) {
+		placed[rows[j]] = got
+	}
+}
+
+// branch is the nodes of one value of a spread preference's label, split further by the next one's.
+type branch struct {
+	rows []int
+	kids []*branch // in the order of their values; none below the last preference
+}
+
+// branches is the tree that some spread preferences make of all nodes. Services share a few of them.
+func (c *columns) branches(labels []string) *branch {
+	key := strings.Join(labels, "\x00")
+	if b, ok := c.trees[key]; ok {
+		return b
+	}
+	all := make([]int, len(c.nodes))
+	for i := range all {
+		all[i] = i
+	}
+	b := &branch{rows: all}
+	c.split(b, labels)
+	c.trees[key] = b
+	return b
+}
+
+func (c *columns) split(b *branch, labels []string) {
+	if len(labels) == 0 {
+		return
+	}
+	kids := map[string]*branch{}
+	for _, i := range b.rows {
+		v := labelValue(c.nodes[i], labels[0])
+		if kids[v] == nil {
+			kids[v] = &branch{}
+		}
+		kids[v].rows = append(kids[v].rows, i)
+	}
+	for _, v := range slices.Sorted(maps.Keys(kids)) {
+		c.split(kids[v], labels[1:])
+		b.kids = append(b.kids, kids[v])
 	}
 }
 

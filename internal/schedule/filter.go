@@ -93,6 +93,10 @@ func (c *columns) apply(k filterKind, n *need, have *counts, fit set) {
 				return (n.cpu <= 0 || c.cpu[i] >= n.cpu) && (n.mem <= 0 || c.mem[i] >= n.mem)
 			})
 		}
+		for _, g := range n.generic {
+			col := c.genericOf(g.Kind)
+			c.keep(fit, func(i int) bool { return col.free[i] >= g.N })
+		}
 	case filterConstraints:
 		for _, k := range n.constraints {
 			fit.intersect(c.match(k))

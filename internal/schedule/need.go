@@ -1,18 +1,12 @@
 package schedule
 
 import (
-	"cmp"
+	"slices"
 
 	"github.com/moby/moby/api/types/swarm"
 	"github.com/skep-swarm/skep/internal/model"
 	"github.com/skep-swarm/skep/internal/state"
 )
-
-// hostPort is a port published in host mode: one task a node can have it.
-type hostPort struct {
-	proto string
-	port  uint32
-}
 
 // need is what a group of tasks asks of a node.
 type need struct {
@@ -20,10 +14,11 @@ type need struct {
 	cpu, mem    int64
 	constraints []model.Constraint
 	platforms   []swarm.Platform
-	ports       []hostPort
-	maxReplicas int32    // 0 is any number
-	spread      []string // label descriptors, outermost first
-	err         string   // why the group cannot be placed whatever the nodes are
+	ports       []model.HostPort
+	generic     []model.Generic // counted ones, each kind once
+	maxReplicas int32           // 0 is any number
+	spread      []string        // label descriptors, outermost first
+	err         string          // why the group cannot be placed whatever the nodes are
 }
 
 // newNeed reads placement from the service, because a change of it restarts nothing, and the
@@ -49,21 +44,25 @@ func newNeed(snap *state.Snapshot, svc *model.Service, id model.TemplateID) *nee
 		n.err = "no suitable node (the task's template is gone)"
 		return n
 	}
-	if r := t.Task.Typed.Resources; r != nil && r.Reservations != nil {
-		n.cpu, n.mem = r.Reservations.NanoCPUs, r.Reservations.MemoryBytes
+	if r := t.Reservations(); r != nil {
+		n.cpu, n.mem = r.NanoCPUs, r.MemoryBytes
+		n.reserve(r.GenericResources)
 	}
-	n.ports = hostPorts(t)
+	n.ports = t.FixedHostPorts()
 	return n
 }
 
-// hostPorts are the ports that a task of the template holds on its node; dynamic ones are
-// picked by the agent and clash with nothing.
-func hostPorts(t *model.Template) []hostPort {
-	var out []hostPort
-	for _, p := range t.HostPorts {
-		if p.PublishedPort != 0 {
-			out = append(out, hostPort{cmp.Or(string(p.Protocol), "tcp"), p.PublishedPort})
+// reserve notes generic resources. A reservation by name is one of its kind, as Docker refuses it.
+func (n *need) reserve(rs []swarm.GenericResource) {
+	for _, r := range rs {
+		g := model.GenericOf(r)
+		i := slices.IndexFunc(n.generic, func(o model.Generic) bool { return o.Kind == g.Kind })
+		switch {
+		case g.N <= 0:
+		case i >= 0:
+			n.generic[i].N += g.N
+		default:
+			n.generic = append(n.generic, model.Generic{Kind: g.Kind, N: g.N})
 		}
 	}
-	return out
 }

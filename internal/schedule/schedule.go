@@ -130,7 +130,7 @@ func (p *planner) group(g *group, out *txns) bool {
 			continue
 		}
 		p.take(g.need, i, 1)
-		out.place(t, p.nodes.nodes[i], msgConfirmed)
+		out.place(t, p.nodes.nodes[i], msgConfirmed, p.nodes.assign(g.need, i))
 	}
 	if len(g.tasks) == 0 {
 		return all
@@ -152,6 +152,9 @@ func (p *planner) take(n *need, i int, k int32) {
 	c.cpu[i] -= n.cpu * int64(k)
 	c.mem[i] -= n.mem * int64(k)
 	c.total[i] += k
+	for _, g := range n.generic {
+		c.genericOf(g.Kind).free[i] -= g.N * int64(k)
+	}
 	p.have.add(i, k)
 	for _, port := range n.ports {
 		c.claim(port, i)
@@ -172,7 +175,7 @@ func (p *planner) deal(g *group, placed []int32, out *txns) []*model.Task {
 	for len(open) > 0 {
 		next := open[:0]
 		for _, i := range open {
-			out.place(tasks[0], p.nodes.nodes[i], msgAssigned)
+			out.place(tasks[0], p.nodes.nodes[i], msgAssigned, p.nodes.assign(g.need, i))
 			tasks = tasks[1:]
 			if placed[i]--; placed[i] > 0 {
 				next = append(next, i)

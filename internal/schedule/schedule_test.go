@@ -275,7 +275,8 @@ func TestPlacementEqualsOneAtATime(t *testing.T) {
 		for range 1 + r.IntN(8) {
 			c.node(func(n *model.Node) {
 				n.Spec.Labels = map[string]string{"zone": []string{"a", "b"}[r.IntN(2)]}
-				n.Description.Resources = swarm.Resources{NanoCPUs: int64(r.IntN(5)) * 1e9, MemoryBytes: int64(r.IntN(8)) << 30}
+				n.Description.Resources = swarm.Resources{NanoCPUs: int64(r.IntN(5)) * 1e9, MemoryBytes: int64(r.IntN(8)) << 30, GenericResources: randomGeneric(r)}
+				n.Description.Engine.Labels = map[string]string{"rack": []string{"1", "2", "3"}[r.IntN(3)]}
 				if r.IntN(5) == 0 {
 					n.Spec.Availability = swarm.NodeAvailabilityDrain
 				}
@@ -314,9 +315,27 @@ func randomNeed(r *rand.Rand, s *swarm.ServiceSpec) {
 	}
 	s.TaskTemplate.Placement = &p
 	s.TaskTemplate.Resources = &swarm.ResourceRequirements{Reservations: &swarm.Resources{NanoCPUs: int64(r.IntN(3)) * 5e8, MemoryBytes: int64(r.IntN(3)) << 29}}
+	for range r.IntN(3) * r.IntN(2) {
+		kind := []string{"gpu", "ssd"}[r.IntN(2)]
+		s.TaskTemplate.Resources.Reservations.GenericResources = append(s.TaskTemplate.Resources.Reservations.GenericResources, model.Generic{Kind: kind, N: int64(1 + r.IntN(2))}.API())
+	}
+	for _, label := range [][]string{nil, nil, {"node.labels.zone"}, {"node.labels.zone", "engine.labels.rack"}}[r.IntN(4)] {
+		p.Preferences = append(p.Preferences, swarm.PlacementPreference{Spread: &swarm.SpreadOver{SpreadDescriptor: label}})
+	}
 	if r.IntN(5) == 0 {
 		s.EndpointSpec = &swarm.EndpointSpec{Ports: []swarm.PortConfig{{TargetPort: 80, PublishedPort: uint32(80 + r.IntN(2)), PublishMode: swarm.PortConfigPublishModeHost}}}
 	}
+}
+
+// randomGeneric are resources that a node counts or names.
+func randomGeneric(r *rand.Rand) (out []swarm.GenericResource) {
+	if r.IntN(2) == 0 {
+		out = append(out, model.Generic{Kind: "ssd", N: int64(r.IntN(6))}.API())
+	}
+	for i := range r.IntN(4) {
+		out = append(out, model.Generic{Kind: "gpu", Name: fmt.Sprintf("gpu-%d", i)}.API())
+	}
+	return out
 }
 
 // one places a service's tasks one by one with a reference that looks at every node each time.
@@ -329,17 +348,45 @@ func one(c *cluster, id model.ServiceID) {
 		n := newNeed(c.snap, c.snap.Service(id), t.Template)
 		best := -1
 		for i := range nodes.nodes {
-			if nodes.refusal(n, &have, i) != "" {
-				continue
-			}
-			if best < 0 || have.tasks[i] < have.tasks[best] || have.tasks[i] == have.tasks[best] && nodes.total[i] < nodes.total[best] {
+			if nodes.refusal(n, &have, i) == "" && (best < 0 || slices.Compare(rank(c, nodes, &have, n, i), rank(c, nodes, &have, n, best)) < 0) {
 				best = i
 			}
 		}
 		if best >= 0 {
-			c.do(model.Change{SetTaskPlace: &model.TaskPlaceSet{Task: t.ID, Node: nodes.nodes[best].ID}})
+			c.do(model.Change{SetTaskPlace: &model.TaskPlaceSet{Task: t.ID, Node: nodes.nodes[best].ID, Generic: nodes.assign(n, best)}})
 		}
 	}
+}
+
+// rank is what single choices compare: per spread preference the branch that has the fewest tasks of the
+// service, then of all, then by name; within the last branch the node likewise.
+func rank(c *cluster, nodes *columns, have *counts, n *need, at int) []int32 {
+	rows := make([]int, 0, len(nodes.nodes))
+	for i := range nodes.nodes {
+		rows = append(rows, i)
+	}
+	var out []int32
+	for _, label := range n.spread {
+		mine := labelValue(nodes.nodes[at], label)
+		var same []int
+		var tasks, total, order int32
+		seen := map[string]bool{}
+		for _, i := range rows {
+			v := labelValue(nodes.nodes[i], label)
+			if v < mine && !seen[v] {
+				seen[v] = true
+				order++
+			}
+			if v == mine {
+				same = append(same, i)
+				tasks += have.tasks[i]
+				total += nodes.total[i]
+			}
+		}
+		out = append(out, tasks, total, order)
+		rows = same
+	}
+	return append(out, have.tasks[at], nodes.total[at], int32(at))
 }
 
 func BenchmarkPlace(b *testing.B) {

@@ -1,6 +1,9 @@
 package schedule
 
-import "github.com/skep-swarm/skep/internal/model"
+import (
+	"github.com/moby/moby/api/types/swarm"
+	"github.com/skep-swarm/skep/internal/model"
+)
 
 // txns gathers one service's changes in transactions of bounded size. Each is guarded by the
 // spec that placement was read from, by the spec and state of the nodes that were
@@ -20,7 +23,7 @@ func (x *txns) open() *model.Txn {
 	return &x.list[len(x.list)-1]
 }
 
-func (x *txns) place(t *model.Task, n *model.Node, message string) {
+func (x *txns) place(t *model.Task, n *model.Node, message string, generic []swarm.GenericResource) {
 	txn := x.open()
 	if !x.nodes[n.ID] {
 		x.nodes[n.ID] = true
@@ -29,7 +32,7 @@ func (x *txns) place(t *model.Task, n *model.Node, message string) {
 			model.Guard{Key: model.NodeKey(n.ID), Group: model.GroupStatus, Version: n.StateVer})
 	}
 	txn.Guards = append(txn.Guards, model.Guard{Key: model.TaskKey(t.ID), Group: model.GroupPlace, Version: t.PlaceVer})
-	txn.Changes = append(txn.Changes, model.Change{SetTaskPlace: &model.TaskPlaceSet{Task: t.ID, Node: n.ID, Message: message}})
+	txn.Changes = append(txn.Changes, model.Change{SetTaskPlace: &model.TaskPlaceSet{Task: t.ID, Node: n.ID, Message: message, Generic: generic}})
 }
 
 // pend gives tasks their reason for waiting; those that have it already are left alone.

@@ -65,6 +65,9 @@ type writer struct {
 	now          model.Time
 	batch        *model.Batch
 	touched      []model.Key
+	// template is that of the last task that was booked, templateShare what it reserves.
+	template      *model.Template
+	templateShare share
 }
 
 func (w *writer) touch(k model.Key) { w.touched = append(w.touched, k) }

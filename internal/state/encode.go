@@ -244,11 +244,8 @@ func (s *Snapshot) restoreTask(t *model.Task, w *writer) {
 	if !placed(t) {
 		return
 	}
-	cpus, memory := w.reserved(t)
-	load := s.Load(t.Node)
-	load.NanoCPUs += cpus
-	load.MemoryBytes += memory
-	load.Tasks++
+	load, sh := s.Load(t.Node), w.share(t)
+	load.add(&sh)
 	s.loads.Set(t.Node, load)
 	if t.Gateway4.IsValid() {
 		s.addrs.Set(addrKey(t.Gateway4), t.ID)

@@ -18,14 +18,6 @@ import (
 	"github.com/tidwall/btree"
 )
 
-// Load is what the tasks on a node have reserved; a task counts from its placement until it
-// is in a terminal state.
-type Load struct {
-	NanoCPUs    int64
-	MemoryBytes int64
-	Tasks       int
-}
-
 type portKey struct {
 	proto string
 	port  uint32

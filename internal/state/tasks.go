@@ -70,7 +70,7 @@ func (w *writer) setTaskPlace(c *model.TaskPlaceSet) error {
 		if t.State >= model.StateAssigned {
 			return model.Stalef("task %s is %s already", w.s.name(model.TaskKey(c.Task)), t.State)
 		}
-		t.Node, t.Gateway4, t.Gateway6 = c.Node, c.Gateway4, c.Gateway6
+		t.Node, t.Gateway4, t.Gateway6, t.Generic = c.Node, c.Gateway4, c.Gateway6, c.Generic
 		t.State, t.Message, t.Err, t.StatusAt = model.StateAssigned, c.Message, "", w.now
 		t.PlaceVer, t.StatusVer = w.stamp(t.PlaceVer), w.stamp(t.StatusVer)
 		return w.claimPlace(t)
@@ -93,11 +93,9 @@ func (w *writer) claimPlace(t *model.Task) error {
 	if n == nil {
 		return model.NotFoundf("node %s not found", w.s.name(model.NodeKey(t.Node)))
 	}
-	load := w.s.Load(t.Node)
-	cpus, memory := w.reserved(t)
-	have := n.Description.Resources
-	if cpus > 0 && load.NanoCPUs+cpus > have.NanoCPUs || memory > 0 && load.MemoryBytes+memory > have.MemoryBytes {
-		return model.Stalef("node %s has not enough free resources for the task", n.Hostname())
+	load, sh := w.s.Load(t.Node), w.share(t)
+	if err := load.fits(n, &sh); err != nil {
+		return err
 	}
 	if t.Gateway4.IsValid() {
 		if w.s.AddrInUse(t.Gateway4) {
@@ -105,9 +103,7 @@ func (w *writer) claimPlace(t *model.Task) error {
 		}
 		w.s.addrs.Set(addrKey(t.Gateway4), t.ID)
 	}
-	load.NanoCPUs += cpus
-	load.MemoryBytes += memory
-	load.Tasks++
+	load.add(&sh)
 	w.s.loads.Set(t.Node, load)
 	w.s.onNode.Set(nodeTask{t.Node, t.ID})
 	return nil
@@ -116,11 +112,9 @@ func (w *writer) claimPlace(t *model.Task) error {
 // releasePlace gives back what a task had booked; it stays listed on its node as history.
 func (w *writer) releasePlace(t *model.Task) {
 	load := w.s.Load(t.Node)
-	cpus, memory := w.reserved(t)
-	load.NanoCPUs -= cpus
-	load.MemoryBytes -= memory
-	load.Tasks--
-	if load == (Load{}) {
+	sh := w.share(t)
+	load.remove(&sh)
+	if load.Tasks == 0 {
 		w.s.loads.Delete(t.Node)
 	} else {
 		w.s.loads.Set(t.Node, load)
@@ -130,15 +124,6 @@ func (w *writer) releasePlace(t *model.Task) {
 			w.s.addrs.Delete(addrKey(t.Gateway4))
 		}
 	}
-}
-
-func (w *writer) reserved(t *model.Task) (cpus, memory int64) {
-	tpl := w.s.Template(t.Template)
-	if tpl == nil || tpl.Task.Typed == nil || tpl.Task.Typed.Resources == nil || tpl.Task.Typed.Resources.Reservations == nil {
-		return 0, 0
-	}
-	r := tpl.Task.Typed.Resources.Reservations
-	return r.NanoCPUs, r.MemoryBytes
 }
 
 func (w *writer) setTaskStatus(c *model.TaskStatusSet) error {
