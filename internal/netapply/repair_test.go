@@ -93,6 +93,7 @@ func TestRepair(t *testing.T) {
 		{"host link address deleted", "host", "ip addr flush dev " + link},
 		{"pool and block routes deleted", "host", "ip route flush dev " + link + " proto 115"},
 		{"IPv6 routes deleted", "host", "ip -6 route flush dev " + link + " proto 115"},
+		{"every route deleted, the kernel's own too", "host", "ip route flush dev " + link + "; ip -6 route flush dev " + link},
 		{"sandbox default route deleted", "gateway", "ip route del default"},
 		{"bridge deleted", "gateway", "ip link delete br-gw"},
 		{"bridge port deleted", "gateway", "ip link delete t" + t0.Name()},

@@ -183,6 +183,11 @@ func (b *batch) route(r netplan.Route, index int, del bool) {
 		family(r.Dst.Addr()), uint8(r.Dst.Bits()), 0, 0, uint8(min(table, 252)),
 		protoSkep, scope, unix.RTN_UNICAST, 0, 0, 0, 0,
 	}
+	if r.Via.IsValid() {
+		// The next hop is the other end of a cable of ours. Without this the kernel
+		// looks for a route to it, which someone may have deleted.
+		native.PutUint32(h[8:], unix.RTNH_F_ONLINK)
+	}
 	b.begin(typ, flags, h, fmt.Sprintf("%s route %v", what, r), allow...)
 	if r.Dst.Bits() > 0 {
 		b.ip(unix.RTA_DST, r.Dst.Addr())
