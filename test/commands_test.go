@@ -204,6 +204,7 @@ func eventually(ctx context.Context, s *story, args []string) (string, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
+	var last error // not of our own time limit
 	for {
 		var out string
 		var err error
@@ -216,9 +217,12 @@ func eventually(ctx context.Context, s *story, args []string) (string, error) {
 		if fail && err != nil && ctx.Err() == nil || !fail && err == nil && pattern.MatchString(out) {
 			return out, nil
 		}
+		if last == nil || ctx.Err() == nil {
+			last = err
+		}
 		select {
 		case <-ctx.Done():
-			return out, fmt.Errorf("not within %v; at last it printed %q, error: %w", limit, out, errors.Join(err, ctx.Err()))
+			return out, fmt.Errorf("not within %v; at last it printed %q, error: %w", limit, out, errors.Join(last, ctx.Err()))
 		case <-time.After(50 * time.Millisecond):
 		}
 	}

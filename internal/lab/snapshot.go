@@ -172,8 +172,9 @@ func cgroups(context.Context) ([]string, error) {
 	return out, err
 }
 
-// changing are parts of ip's and nft's output that differ from one moment to the next.
-var changing = regexp.MustCompile(`(packets|bytes|expires|valid_lft|preferred_lft) \S+| # handle \d+| cache `)
+// changing are parts of ip's and nft's output that differ from one moment to the next,
+// or that are other ones when the same thing was made anew: links' indexes.
+var changing = regexp.MustCompile(`^\d+: |@if\d+|link-netnsid \d+ ?|(packets|bytes|expires|valid_lft|preferred_lft) \S+| # handle \d+| cache `)
 
 func ipLines(args ...string) func(context.Context) ([]string, error) {
 	return func(ctx context.Context) ([]string, error) { return outputLines(ctx, "ip", args...) }
