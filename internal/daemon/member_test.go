@@ -1,0 +1,68 @@
+package daemon
+
+import (
+	"errors"
+	"io/fs"
+	"log/slog"
+	"os"
+	"testing"
+
+	"github.com/moby/moby/api/types/swarm"
+	"github.com/skep-swarm/skep/internal/dockerapi"
+	"github.com/skep-swarm/skep/internal/model"
+)
+
+// madeIdentity writes the identity of a new swarm, as `swarm init` does before there is a log.
+func madeIdentity(t *testing.T) (*host, *identity) {
+	t.Helper()
+	h := &host{cfg: &Config{DataRoot: t.TempDir()}, log: slog.New(slog.DiscardHandler)}
+	spec := dockerapi.DefaultSwarmSpec(swarm.Spec{})
+	made, err := model.MakeSpec(&spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := &founding{cluster: &model.Cluster{Spec: made}}
+	f.id = &identity{Cluster: "c", NodeID: "n", Node: 1, Manager: true, ListenAddr: "127.0.0.1:0", AdvertiseAddr: "127.0.0.1:0", Founding: true}
+	if err := f.certify(h); err != nil {
+		t.Fatal(err)
+	}
+	return h, f.id
+}
+
+// TestInitCutShort: a daemon that was killed while it made a swarm is in none when it starts again, rather than
+// in one that will never have a leader.
+func TestInitCutShort(t *testing.T) {
+	h, _ := madeIdentity(t)
+	m, err := newMember(h)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if m.active() != nil || len(m.starts) != 0 {
+		t.Error("the node is in a swarm that was never made")
+	}
+	for _, left := range []string{"swarm", "raft", "agent"} {
+		if _, err := os.Stat(h.cfg.data(left)); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%s is left: %v", left, err)
+		}
+	}
+}
+
+// TestForgetTwice: a node that forgets its swarm may be interrupted anywhere and do it again.
+func TestForgetTwice(t *testing.T) {
+	h, id := madeIdentity(t)
+	id.Founding = false
+	if err := id.write(h.cfg); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := loadIdentity(h.cfg); err != nil || got == nil || got.Founding {
+		t.Fatalf("identity = %+v, %v", got, err)
+	}
+	for range 2 {
+		if err := forgetSwarm(h.cfg); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := loadIdentity(h.cfg); err != nil || got != nil {
+			t.Fatalf("identity after leaving = %+v, %v", got, err)
+		}
+	}
+}
