@@ -100,8 +100,9 @@ func (m *Manager) lead(ctx context.Context, l raftlog.Leadership) error {
 	defer watch.Close()
 	p := NewPlanner(snap, time.Now(), m.cfg.LeasePeriod, m.cfg.Log)
 	pause := time.Duration(0)
+	var c clock
 	for {
-		wake := sleep(p, pause)
+		wake := sleep(p, pause, c.now(time.Now(), m.cfg.State.Snapshot().Time()))
 		select {
 		case <-ctx.Done():
 			wake.Stop()
@@ -112,14 +113,17 @@ func (m *Manager) lead(ctx context.Context, l raftlog.Leadership) error {
 			}
 			if pause > 0 {
 				// Something moved, but the log refused the last batch: do not spin.
-				<-wake.C
+				select {
+				case <-wake.C:
+				case <-ctx.Done():
+				}
 			}
 		case e := <-m.leases:
 			p.nodes.event(e)
 		case <-wake.C:
 		}
 		wake.Stop()
-		err := m.pass(ctx, p)
+		err := m.pass(ctx, p, &c)
 		switch {
 		case err == nil:
 			pause = 0
@@ -134,18 +138,35 @@ func (m *Manager) lead(ctx context.Context, l raftlog.Leadership) error {
 
 // sleep is a timer for the next time that something is due. While work is left over from a failed
 // pass it is due after pause.
-func sleep(p *Planner, pause time.Duration) *time.Timer {
+func sleep(p *Planner, pause time.Duration, now model.Time) *time.Timer {
 	if pause > 0 {
 		return time.NewTimer(pause)
 	}
-	now := time.Now()
-	return time.NewTimer(p.Wait(model.Time(now.UnixNano()), now))
+	return time.NewTimer(p.Wait(now, time.Now()))
+}
+
+// clock is the swarm's time on this leader. The state's time never goes back, so a host whose clock was ahead and
+// was put right would stand still in it until the clock catches up, and every restart and rollout with it: delays count from
+// the state's time. So the swarm's time goes on by what has really passed since it was last looked at.
+type clock struct {
+	at   model.Time
+	read time.Time // with its monotonic part
+}
+
+// now is the swarm's time at host, not before the state's and not before an earlier answer.
+func (c *clock) now(host time.Time, state model.Time) model.Time {
+	at := max(model.Time(host.UnixNano()), state)
+	if !c.read.IsZero() {
+		at = max(at, c.at+model.Time(host.Sub(c.read)))
+	}
+	c.at, c.read = at, host
+	return at
 }
 
 // pass plans what is dirty and proposes it. After an error everything that was planned is dirty again.
-func (m *Manager) pass(ctx context.Context, p *Planner) error {
-	clock := time.Now()
-	for _, b := range p.Plan(m.cfg.State.Snapshot(), model.Time(clock.UnixNano()), clock) {
+func (m *Manager) pass(ctx context.Context, p *Planner, c *clock) error {
+	snap, host := m.cfg.State.Snapshot(), time.Now()
+	for _, b := range p.Plan(snap, c.now(host, snap.Time()), host) {
 		out, err := m.cfg.Proposer.Propose(ctx, b)
 		if err != nil {
 			p.Failed()
