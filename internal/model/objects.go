@@ -157,6 +157,8 @@ type UpdateStatus struct {
 	Message     string            `cbor:"4,keyasint,omitempty"`
 	// LastStep is when the rollout last replaced tasks: the update delay counts from it.
 	LastStep Time `cbor:"5,keyasint,omitempty"`
+	// ResumedAt is when a user let a paused rollout go on: failures until then do not count.
+	ResumedAt Time `cbor:"6,keyasint,omitempty"`
 }
 
 // Template is the part of a service's spec that tasks are made from: a change of it replaces

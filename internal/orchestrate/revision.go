@@ -21,6 +21,14 @@ func FirstStatus(old *model.Service, newTemplate bool, at model.Time) *model.Upd
 // ManualRollback is the message of a rollback that a user asked for.
 const ManualRollback = "manually requested rollback"
 
+// Texts of what a user did to a rollout.
+const (
+	updatePaused   = "update paused on request"
+	rollbackPaused = "rollback paused on request"
+	rollbackGoesOn = "rollback in progress"
+	updateCanceled = "update canceled on request"
+)
+
 // Rollback is the revision that takes a service back to the last spec with another template, or to
 // the last spec at all when there is none; nil when the service has only one. It starts the
 // rollback with the message. at is cluster time.
@@ -35,10 +43,81 @@ func Rollback(svc *model.Service, message string, at model.Time) *model.NewRevis
 	if to == nil {
 		return nil
 	}
-	return &model.NewRevision{
-		Service: svc.ID, Spec: to.Spec, TemplateID: to.Template, Ports: keepPorts(svc, to), JobIteration: svc.JobIteration,
-		Update: &model.UpdateStatus{State: swarm.UpdateStateRollbackStarted, StartedAt: at, Message: message},
+	return backTo(svc, to, message, at)
+}
+
+// RollbackTo is the revision that takes a service back to one of its history by its number. The error is
+// NotFound when the history does not reach back so far, FailedPrecondition when that revision is in
+// force.
+func RollbackTo(svc *model.Service, num uint64, message string, at model.Time) (*model.NewRevision, error) {
+	if svc.Current().Num == num {
+		return nil, model.Errorf(model.FailedPrecondition, "revision %d of service %s is in force already", num, svc.Name())
 	}
+	for _, r := range svc.Revisions {
+		if r.Num == num {
+			return backTo(svc, r, message, at), nil
+		}
+	}
+	return nil, model.NotFoundf("service %s has no revision %d: the history holds %d to %d", svc.Name(), num, svc.Revisions[0].Num, svc.Current().Num)
+}
+
+func backTo(svc *model.Service, to *model.Revision, message string, at model.Time) *model.NewRevision {
+	rev := &model.NewRevision{Service: svc.ID, Spec: to.Spec, TemplateID: to.Template, Ports: keepPorts(svc, to)}
+	if isJob(svc) {
+		rev.JobIteration = svc.JobIteration + 1
+		return rev
+	}
+	rev.Update = &model.UpdateStatus{State: swarm.UpdateStateRollbackStarted, StartedAt: at, Message: message}
+	return rev
+}
+
+// Pause holds a rollout where it is: what is under way comes up, nothing more is replaced. The error is
+// FailedPrecondition when none is in progress.
+func Pause(svc *model.Service) (model.Change, error) {
+	if !inProgress(svc.Update) {
+		return model.Change{}, model.Errorf(model.FailedPrecondition, "service %s has no update in progress", svc.Name())
+	}
+	u := *svc.Update
+	if rollingBack(svc.Update) {
+		u.State, u.Message = swarm.UpdateStateRollbackPaused, rollbackPaused
+	} else {
+		u.State, u.Message = swarm.UpdateStatePaused, updatePaused
+	}
+	return setUpdate(svc, u), nil
+}
+
+// Resume lets a paused rollout go on, whoever or whatever paused it. Failures until now are forgiven. at
+// is cluster time. The error is FailedPrecondition when none is paused.
+func Resume(svc *model.Service, at model.Time) (model.Change, error) {
+	if !paused(svc.Update) {
+		return model.Change{}, model.Errorf(model.FailedPrecondition, "service %s has no paused update", svc.Name())
+	}
+	u := *svc.Update
+	u.ResumedAt = at
+	if u.State == swarm.UpdateStateRollbackPaused {
+		u.State, u.Message = swarm.UpdateStateRollbackStarted, rollbackGoesOn
+	} else {
+		u.State, u.Message = swarm.UpdateStateUpdating, updateInProgress
+	}
+	return setUpdate(svc, u), nil
+}
+
+// Cancel gives up an update, in progress or paused: the service goes back to the spec before it, in the
+// way of a rollback. at is cluster time. The error is FailedPrecondition when there is none.
+func Cancel(svc *model.Service, at model.Time) (*model.NewRevision, error) {
+	u := svc.Update
+	if u == nil || u.State != swarm.UpdateStateUpdating && u.State != swarm.UpdateStatePaused {
+		return nil, model.Errorf(model.FailedPrecondition, "service %s has no update to cancel", svc.Name())
+	}
+	rev := Rollback(svc, updateCanceled, at)
+	if rev == nil {
+		return nil, model.Errorf(model.FailedPrecondition, "service %s has no revision to go back to", svc.Name())
+	}
+	return rev, nil
+}
+
+func setUpdate(svc *model.Service, u model.UpdateStatus) model.Change {
+	return model.Change{SetUpdate: &model.UpdateSet{Service: svc.ID, Update: &u}}
 }
 
 // keepPorts keeps the allocated ports when the specs publish the same; otherwise allocate gives new

@@ -133,7 +133,8 @@ func (r *rollout) judge(t *model.Task) {
 	}
 	switch t.State {
 	case model.StateComplete, model.StateFailed, model.StateRejected:
-		if t.RunningSince == 0 || t.StatusAt-t.RunningSince <= r.config.monitor {
+		early := t.RunningSince == 0 || t.StatusAt-t.RunningSince <= r.config.monitor
+		if early && t.StatusAt > r.p.svc.Update.ResumedAt {
 			r.failed = append(r.failed, t)
 		}
 	}

@@ -1,6 +1,7 @@
 package state
 
 import (
+	"bytes"
 	"slices"
 
 	"github.com/moby/moby/api/types/swarm"
@@ -38,7 +39,10 @@ func (w *writer) newRevision(c *model.NewRevision) error {
 		w.releasePorts(old)
 	}
 	rev := &model.Revision{Num: num, Spec: c.Spec, Template: tid, At: w.now, Actor: w.batch.Actor, Reason: w.batch.Reason}
-	n.Revisions = append(slices.Clone(n.Revisions), rev)
+	if old == nil || rev.Template != old.Template || !bytes.Equal(rev.Spec.Raw, old.Current().Spec.Raw) {
+		// A spec that changes nothing must not push others out of the history.
+		n.Revisions = append(slices.Clone(n.Revisions), rev)
+	}
 	if over := len(n.Revisions) - maxRevisions; over > 0 {
 		n.Revisions = slices.Clone(n.Revisions[over:])
 	}
