@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -234,6 +235,57 @@ func TestIngressPortsAndClash(t *testing.T) {
 		defer m.mu.Unlock()
 		return !ok && len(m.clashes) == 0 && !h.keeper.holds(ports.Port{Proto: "tcp", Port: 80})
 	})
+}
+
+// A task is told to stop when no published port of the node leads to it any more, or when it takes too long.
+func TestStopsWhatIsNotPublished(t *testing.T) {
+	h := newHost(t)
+	m := newScripted(t, h)
+	m.template(1, simpleSpec())
+	var ids []model.TaskID
+	for num := range uint64(2) {
+		ids = append(ids, m.assign(num+1, 1, model.StateRunning))
+	}
+	row := &pb.PortRow{Key: &pb.PortKey{Protocol: "tcp", Port: 80}, Service: 1}
+	for num := range byte(2) {
+		row.Backends = append(row.Backends, &pb.Backend{Addr4: []byte{10, 128, 1, 3 + num}, Port: 8080})
+	}
+	m.publish(row)
+	_, stop := h.start(t)
+	defer stop()
+	key := netplan.PortKey{Proto: netplan.TCP, Number: 80}
+	for _, id := range ids {
+		m.awaitState(id, model.StateRunning)
+	}
+	eventually(t, "two backends", func() bool { p, _ := h.net.port(key); return len(p.Backends4) == 2 })
+
+	running := func() (n int) {
+		for _, c := range h.node.Containers() {
+			if c.State == runtime.Running {
+				n++
+			}
+		}
+		return n
+	}
+	var when []int
+	h.net.mu.Lock()
+	h.net.onSet = func() { when = append(when, running()) }
+	h.net.mu.Unlock()
+	m.assign(1, 1, model.StateShutdown)
+	m.publish(&pb.PortRow{Key: row.Key, Service: 1, Backends: row.Backends[1:]})
+	m.awaitState(ids[0], model.StateShutdown)
+	h.net.mu.Lock()
+	if !slices.Equal(when, []int{2}) {
+		t.Errorf("as the port changed, %v containers ran; want one change, while both ran", when)
+	}
+	h.net.mu.Unlock()
+
+	// Nobody takes the other one away from the port: it stops all the same.
+	m.assign(2, 1, model.StateShutdown)
+	m.awaitState(ids[1], model.StateShutdown)
+	if p, _ := h.net.port(key); len(p.Backends4) != 1 {
+		t.Errorf("backends %v", p.Backends4)
+	}
 }
 
 func TestPrunesWhatNobodyAskedFor(t *testing.T) {

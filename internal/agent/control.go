@@ -167,6 +167,11 @@ func (c *controller) Ended(ctx context.Context) (runtime.Exit, bool) {
 
 // Stop implements actions. It takes no slot: most of its time is the grace period.
 func (c *controller) Stop(ctx context.Context) error {
+	c.a.net.awaitUnpublished(ctx, c.t.id)
+	return c.stop(ctx)
+}
+
+func (c *controller) stop(ctx context.Context) error {
 	rt, err := c.container()
 	if err == nil {
 		err = rt.Stop(ctx)
@@ -185,7 +190,7 @@ func (c *controller) Release(ctx context.Context) error {
 	}
 	defer release()
 	// An orphaned task, or one that another word ended, may still run.
-	if err := c.Stop(ctx); err != nil {
+	if err := c.stop(ctx); err != nil {
 		return err
 	}
 	err = errors.Join(c.a.cfg.Keeper.Close(ctx, c.t.container), c.a.net.drop(ctx, c.t.id, c.t.container))

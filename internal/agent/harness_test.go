@@ -39,6 +39,7 @@ type fakeNet struct {
 	syncs int
 	tasks map[string]netplan.Task
 	ports map[netplan.PortKey]netplan.Port
+	onSet func() // told before ports change
 	fail  error
 }
 
@@ -84,6 +85,9 @@ func (n *fakeNet) RemoveTask(_ context.Context, id string) error {
 func (n *fakeNet) SetPorts(_ context.Context, set []netplan.Port, del []netplan.PortKey) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	if n.onSet != nil {
+		n.onSet()
+	}
 	for _, p := range set {
 		n.ports[p.PortKey] = p
 	}

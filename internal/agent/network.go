@@ -47,6 +47,7 @@ type network struct {
 	owners   map[netplan.PortKey]model.TaskID // the zero TaskID is ingress
 	held     map[netplan.PortKey]bool
 	applied  map[netplan.PortKey]netplan.Port
+	settled  chan struct{} // closed when applied changes
 	clashes  map[netplan.PortKey]model.PortClash
 }
 
@@ -54,7 +55,7 @@ func newNetwork(cfg Config) *network {
 	return &network{cfg: cfg, wake: make(chan struct{}, 1), ready: make(chan struct{}), full: true,
 		rows: map[netplan.PortKey]netplan.Port{}, added: map[model.TaskID]netplan.Task{}, claims: map[model.TaskID]*claim{},
 		owners: map[netplan.PortKey]model.TaskID{}, held: map[netplan.PortKey]bool{},
-		applied: map[netplan.PortKey]netplan.Port{}, clashes: map[netplan.PortKey]model.PortClash{}}
+		applied: map[netplan.PortKey]netplan.Port{}, settled: make(chan struct{}), clashes: map[netplan.PortKey]model.PortClash{}}
 }
 
 // change edits under the lock and wakes run.
@@ -321,7 +322,7 @@ func (n *network) syncAll(ctx context.Context) error {
 		return err
 	}
 	n.mu.Lock()
-	n.applied, n.why = want, nil
+	n.settle(want)
 	n.mu.Unlock()
 	select {
 	case <-n.ready:
@@ -360,7 +361,7 @@ func (n *network) setPorts(ctx context.Context) error {
 		return err
 	}
 	n.mu.Lock()
-	n.applied, n.why = want, nil
+	n.settle(want)
 	n.mu.Unlock()
 	return nil
 }
