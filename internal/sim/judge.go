@@ -1,0 +1,247 @@
+package sim
+
+import (
+	"bytes"
+	"net/netip"
+	"time"
+
+	"github.com/skep-swarm/skep/internal/model"
+	"github.com/skep-swarm/skep/internal/state"
+)
+
+// judge watches the laws. It sees every agreed entry with the state before and after it, keeps its own
+// books, and believes nothing that the code under test says of itself.
+type judge struct {
+	w     *world
+	addrs map[netip.Addr]model.TaskID // of tasks that are not dead
+	rests map[netip.Addr]model.Time   // when an address was freed
+	freed map[model.NodeID]netip.Addr // the last one on a node
+
+	rolled map[model.TaskID]bool         // tasks by which a rollout replaced others
+	chain  map[model.TaskID][]model.Time // restarts that led to a task
+
+	passes, batches int // of leaders, so far
+}
+
+func newJudge(w *world) *judge {
+	return &judge{w: w, addrs: map[netip.Addr]model.TaskID{}, rests: map[netip.Addr]model.Time{}, freed: map[model.NodeID]netip.Addr{},
+		rolled: map[model.TaskID]bool{}, chain: map[model.TaskID][]model.Time{}}
+}
+
+// step is one agreed entry.
+type step struct {
+	before, after *state.Snapshot
+	batch         *model.Batch
+	now           model.Time // of whoever made the batch
+	put           []*model.Task
+}
+
+// committed judges an entry of the log.
+func (j *judge) committed(before, after *state.Snapshot, b *model.Batch, out *model.Outcome) {
+	if out.Repeated {
+		return
+	}
+	s := &step{before: before, after: after, batch: b, now: max(b.Time, before.Time())}
+	if after.Time() < before.Time() {
+		j.w.fail("law: cluster time never goes back: %d after %d", after.Time(), before.Time())
+	}
+	seen := map[model.Key]bool{}
+	services := map[model.ServiceID]bool{}
+	for _, k := range out.Touched {
+		if seen[k] {
+			continue
+		}
+		seen[k] = true
+		switch k.Kind {
+		case model.KindTask:
+			services[model.ServiceID(k.A)] = true
+			j.task(s, k.Task())
+		case model.KindService:
+			services[k.Service()] = true
+			j.ports(s)
+		}
+	}
+	for _, id := range sortedKeys(services) {
+		j.slots(s, id)
+	}
+	if len(s.put) > 0 {
+		j.attempts(s)
+		j.parallelism(s)
+	}
+}
+
+// task judges one touched task.
+func (j *judge) task(s *step, id model.TaskID) {
+	b, a := s.before.Task(id), s.after.Task(id)
+	switch {
+	case a == nil && b == nil:
+		return
+	case a == nil:
+		if n := s.before.Node(b.Node); booked(b) && n != nil {
+			j.w.fail("law: a task is deleted when nothing of it is left: %s was deleted while %s on node %d", short(id), b.State, b.Node)
+		}
+	case b == nil:
+		s.put = append(s.put, a)
+	default:
+		if b.State != a.State && !model.CanMove(b.State, a.State) {
+			j.w.fail("law: a state never goes back: %s went from %s to %s", short(id), b.State, a.State)
+		}
+		if a.Desired < b.Desired {
+			j.w.fail("law: the desired state never goes back: %s went from %s to %s", short(id), b.Desired, a.Desired)
+		}
+		if b.Node != 0 && b.State >= model.StateAssigned && (a.Node != b.Node || a.Gateway4 != b.Gateway4) {
+			j.w.fail("law: a task is placed once: %s moved from node %d to %d", short(id), b.Node, a.Node)
+		}
+	}
+	switch was, is := b != nil && booked(b), a != nil && booked(a); {
+	case was && !is:
+		j.free(s, b)
+	case is && !was:
+		j.place(s, a)
+	}
+}
+
+// booked reports whether a task uses its node.
+func booked(t *model.Task) bool {
+	return t.Node != 0 && t.State >= model.StateAssigned && !t.State.Terminal()
+}
+
+func (j *judge) free(s *step, t *model.Task) {
+	if !t.Gateway4.IsValid() {
+		return
+	}
+	if j.addrs[t.Gateway4] == t.ID {
+		delete(j.addrs, t.Gateway4)
+	}
+	j.rests[t.Gateway4] = s.after.Time()
+	j.freed[t.Node] = t.Gateway4
+}
+
+const quarantine = model.Time(time.Minute)
+
+// place judges that a task got what nobody else has.
+func (j *judge) place(s *step, t *model.Task) {
+	n := s.after.Node(t.Node)
+	if n == nil {
+		j.w.fail("law: a task is placed on a node that exists: %s on %d", short(t.ID), t.Node)
+		return
+	}
+	if !t.Gateway4.IsValid() {
+		j.w.fail("law: a placed task has an address: %s", short(t.ID))
+		return
+	}
+	if o, ok := j.addrs[t.Gateway4]; ok {
+		j.w.fail("law: no address is given twice: %s of %s was given to %s", t.Gateway4, short(o), short(t.ID))
+	}
+	j.addrs[t.Gateway4] = t.ID
+	for o := range s.after.Nodes() {
+		for _, b := range o.Blocks {
+			if b.Contains(t.Gateway4) && o.ID != t.Node {
+				j.w.fail("law: an address comes from the node's own block: %s on node %d has %s of node %d", short(t.ID), t.Node, t.Gateway4, o.ID)
+			}
+		}
+	}
+	if at, ok := j.rests[t.Gateway4]; ok && s.now-at < quarantine && j.others(n, s.now) {
+		j.w.fail("law: a freed address rests for a minute while others are free: %s, freed %s ago, was given to %s",
+			t.Gateway4, time.Duration(s.now-at), short(t.ID))
+	}
+	var mem, cpu int64
+	for o := range s.after.TasksOnNode(t.Node) {
+		if booked(o) {
+			m, c := reserved(s.after, o)
+			mem, cpu = mem+m, cpu+c
+		}
+	}
+	if have := n.Description.Resources; mem > have.MemoryBytes || cpu > have.NanoCPUs {
+		j.w.fail("law: no memory and no processor is sold twice: node %d has %d bytes and %d nanocpus, and gave %d and %d", t.Node, have.MemoryBytes, have.NanoCPUs, mem, cpu)
+	}
+}
+
+func reserved(s *state.Snapshot, t *model.Task) (mem, cpu int64) {
+	tpl := s.Template(t.Template)
+	if tpl == nil || tpl.Task.Typed.Resources == nil || tpl.Task.Typed.Resources.Reservations == nil {
+		return 0, 0
+	}
+	r := tpl.Task.Typed.Resources.Reservations
+	return r.MemoryBytes, r.NanoCPUs
+}
+
+// others reports whether the node has an address that is neither taken nor at rest.
+func (j *judge) others(n *model.Node, now model.Time) bool {
+	for _, b := range n.Blocks {
+		for a := b.Masked().Addr().Next().Next(); b.Contains(a.Next()); a = a.Next() {
+			_, taken := j.addrs[a]
+			if at, ok := j.rests[a]; !taken && (!ok || now-at >= quarantine) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// ports judges that no ingress port belongs to two services.
+func (j *judge) ports(s *step) {
+	owner := map[uint32]model.ServiceID{}
+	for svc := range s.after.Services() {
+		for _, p := range svc.Ports {
+			if o, ok := owner[p.PublishedPort]; ok && p.PublishedPort != 0 && o != svc.ID {
+				j.w.fail("law: no port is given twice: %d is of services %d and %d", p.PublishedPort, o, svc.ID)
+			}
+			owner[p.PublishedPort] = svc.ID
+		}
+	}
+}
+
+// replicated compares a replica with the first that was at the same index.
+func (j *judge) replicated(m *member) {
+	const every = 16
+	if m.snap.Index()%every == 0 {
+		j.compare(m)
+	}
+}
+
+func (j *judge) compare(m *member) {
+	e := &j.w.log.entries[m.snap.Index()-1]
+	h := hashOf(j.encode(m.snap))
+	if e.hash == 0 {
+		e.hash = h
+		j.w.trace.mix(h)
+	} else if e.hash != h {
+		j.w.fail("law: replicas are equal at equal index: manager %d differs at index %d", m.id, m.snap.Index())
+	}
+}
+
+func (j *judge) encode(s *state.Snapshot) []byte {
+	var buf bytes.Buffer
+	if err := s.Encode(&buf); err != nil {
+		j.w.fail("a snapshot cannot be encoded: %v", err)
+	}
+	return buf.Bytes()
+}
+
+// planned judges a pass of the leader: when it found nothing to do, neither must one that looks at
+// everything, and that one must not want to be asked again before.
+func (j *judge) planned(m *member, plan []*model.Batch) {
+	j.passes++
+	j.batches += len(plan)
+	const settles = 100 * ms // a refused transaction rests before it is planned again
+	if len(plan) > 0 || len(m.watch) > 0 || j.w.now-m.refused < settles || j.w.opt.Mutation == ParallelismOff {
+		return
+	}
+	full := m.planner.Afresh(m.snap)
+	if missed := full.Plan(m.snap, m.wall(), m.clock()); len(missed) > 0 {
+		out := &model.Outcome{Results: make([]error, len(missed[0].Txns))}
+		j.w.fail("law: planning what was touched is planning everything: a pass found nothing to do, a full one does%s", describe(missed[0], out))
+		return
+	}
+	if have, want := m.planner.Wait(m.wall(), m.clock()), full.Wait(m.wall(), m.clock()); have > want && want > 0 {
+		j.w.fail("law: planning what was touched is planning everything: a pass wants to be asked again in %s, a full one in %s", have, want)
+	}
+}
+
+// started judges a container that starts: its manager wanted it to.
+func (j *judge) started(t *task) {
+	if t.desired != model.StateRunning {
+		j.w.fail("law: a container starts only when its task is desired running: %s is desired %s", short(t.id), t.desired)
+	}
+}

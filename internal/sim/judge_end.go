@@ -1,0 +1,165 @@
+package sim
+
+import (
+	"fmt"
+
+	"github.com/moby/moby/api/types/swarm"
+	"github.com/skep-swarm/skep/internal/model"
+	"github.com/skep-swarm/skep/internal/state"
+)
+
+// await looks at the healed swarm every few seconds until it is what its services say, and then for
+// a while longer, in which nothing may happen.
+func (j *judge) await(deadline int64) {
+	why := j.unsettled()
+	switch {
+	case why == "":
+		j.quiet()
+	case j.w.now > deadline:
+		j.w.fail("law: a healed swarm converges: %s", why)
+	default:
+		j.w.after(senderNemesis, 2*second, func() { j.await(deadline) })
+	}
+}
+
+// quiet judges that a converged swarm plans nothing. Failures are remembered for five minutes and then
+// forgotten, so the judge waits that long before it counts.
+func (j *judge) quiet() {
+	w := j.w
+	w.note("the swarm has converged", 0, 0, 0)
+	w.after(senderNemesis, 7*minute, func() {
+		passes, batches := j.passes, j.batches
+		w.after(senderNemesis, 2*minute, func() {
+			if n := j.batches - batches; n > 0 {
+				w.fail("law: a converged swarm plans nothing: %d batches in two minutes", n)
+			}
+			if n := j.passes - passes; n > 10 {
+				w.fail("law: a converged swarm plans nothing: %d passes in two minutes", n)
+			}
+			if why := j.unsettled(); why != "" {
+				w.fail("law: a converged swarm stays so: %s", why)
+			}
+			for _, m := range w.members {
+				if m.snap.Index() != w.log.last() {
+					w.fail("law: replicas catch up: manager %d is at index %d of %d", m.id, m.snap.Index(), w.log.last())
+					continue
+				}
+				j.compare(m)
+			}
+			w.over = true
+		})
+	})
+}
+
+// unsettled is what keeps the swarm from being as its services say; empty for nothing.
+func (j *judge) unsettled() string {
+	s := j.w.log.truth
+	if j.w.log.leader == nil {
+		return "there is no leader"
+	}
+	for n := range s.Nodes() {
+		if n.State != swarm.NodeStateReady {
+			return fmt.Sprintf("node %d is %s", n.ID, n.State)
+		}
+	}
+	for svc := range s.Services() {
+		if why := j.service(s, svc); why != "" {
+			return fmt.Sprintf("service %d: %s", svc.ID, why)
+		}
+	}
+	for t := range s.AllTasks() {
+		if t.Desired > model.StateRunning && !t.State.Terminal() {
+			return fmt.Sprintf("%s is desired %s and still %s on node %d", short(t.ID), t.Desired, t.State, t.Node)
+		}
+		if s.Service(t.ID.Service) == nil {
+			return fmt.Sprintf("%s of a service that is gone is still there", short(t.ID))
+		}
+	}
+	return j.containers(s)
+}
+
+// containers compares what runs with what the state says.
+func (j *judge) containers(s *state.Snapshot) string {
+	for _, n := range j.w.nodes {
+		for _, id := range sortedTasks(n.tasks) {
+			t, known := n.tasks[id], s.Task(id)
+			if t.running && (known == nil || known.State != model.StateRunning) {
+				return fmt.Sprintf("a container of %s runs on node %d and should not", short(id), n.num)
+			}
+		}
+	}
+	for t := range s.AllTasks() {
+		if t.State != model.StateRunning {
+			continue
+		}
+		if here := j.w.nodes[t.Node-1].tasks[t.ID]; here == nil || !here.running {
+			return fmt.Sprintf("%s is running by the state, and no container of it runs on node %d", short(t.ID), t.Node)
+		}
+	}
+	return ""
+}
+
+func (j *judge) service(s *state.Snapshot, svc *model.Service) string {
+	if inProgress(svc.Update) {
+		return "its update is in progress"
+	}
+	live, done, waits := 0, map[slotKey]bool{}, false
+	for t := range s.Tasks(svc.ID) {
+		switch {
+		case t.JobIteration == svc.JobIteration && t.State == model.StateComplete:
+			done[slotOf(t)] = true
+		case t.Desired > model.StateRunning || t.State.Terminal() && t.Desired == model.StateRunning && svc.JobIteration != 0:
+		case t.State == model.StatePending && t.Err != "":
+			waits = true
+			live++
+		case t.Desired < model.StateRunning || t.State != model.StateRunning:
+			return fmt.Sprintf("%s is %s and desired %s", short(t.ID), t.State, t.Desired)
+		default:
+			live++
+			if t.Template != svc.Template && !paused(svc.Update) {
+				return fmt.Sprintf("%s is of template %d, in force is %d", short(t.ID), t.Template, svc.Template)
+			}
+		}
+	}
+	mode := svc.Spec().Mode
+	switch {
+	case mode.ReplicatedJob != nil:
+		if want := int(*mode.ReplicatedJob.TotalCompletions); len(done) != want && !waits {
+			return fmt.Sprintf("the job has %d completions of %d", len(done), want)
+		}
+	case mode.GlobalJob != nil:
+		if want := eligible(s, svc); len(done) < want && !waits {
+			return fmt.Sprintf("the job has %d completions on %d nodes", len(done), want)
+		}
+	case mode.Global != nil:
+		if want := eligible(s, svc); live != want && !(live < want && mayFinish(svc)) {
+			return fmt.Sprintf("%d tasks on %d nodes", live, want)
+		}
+	default:
+		if want := int(*mode.Replicated.Replicas); live != want && !(live < want && mayFinish(svc)) {
+			return fmt.Sprintf("%d tasks, wanted are %d", live, want)
+		}
+	}
+	return ""
+}
+
+// mayFinish reports whether the restart policy may leave a slot without a task.
+func mayFinish(svc *model.Service) bool {
+	p := svc.Spec().TaskTemplate.RestartPolicy
+	return p != nil && (p.Condition == swarm.RestartPolicyConditionNone || p.Condition == swarm.RestartPolicyConditionOnFailure || p.MaxAttempts != nil && *p.MaxAttempts > 0)
+}
+
+// eligible is on how many nodes a global service should run.
+func eligible(s *state.Snapshot, svc *model.Service) int {
+	var cs []model.Constraint
+	if p := svc.Spec().TaskTemplate.Placement; p != nil {
+		cs, _ = model.ParseConstraints(p.Constraints)
+	}
+	n := 0
+	for node := range s.Nodes() {
+		if model.NodeMatches(cs, node, s.Cluster().Namer().NodeID(node.ID)) {
+			n++
+		}
+	}
+	return n
+}

@@ -1,0 +1,188 @@
+package sim
+
+import (
+	"time"
+
+	"github.com/moby/moby/api/types/swarm"
+	"github.com/skep-swarm/skep/internal/model"
+	"github.com/skep-swarm/skep/internal/state"
+)
+
+// slotKey is a slot of one service: a number, or a node of a global one.
+type slotKey struct {
+	num  uint32
+	node model.NodeID
+}
+
+func slotOf(t *model.Task) slotKey {
+	if t.Slot != 0 {
+		return slotKey{num: t.Slot}
+	}
+	return slotKey{node: t.Node}
+}
+
+// wanted reports whether a task is meant to run and may do so.
+func wanted(t *model.Task) bool { return t.Desired == model.StateRunning && !t.State.Terminal() }
+
+func countWanted(s *state.Snapshot, id model.ServiceID) map[slotKey]int {
+	n := map[slotKey]int{}
+	for t := range s.Tasks(id) {
+		if wanted(t) {
+			n[slotOf(t)]++
+		}
+	}
+	return n
+}
+
+// slots judges that a slot has one task that is desired running, two while it starts first, and that a
+// successor waits for its predecessor.
+func (j *judge) slots(s *step, id model.ServiceID) {
+	svc := s.after.Service(id)
+	if svc == nil {
+		return
+	}
+	allowed := 1
+	for _, c := range []*swarm.UpdateConfig{svc.Spec().UpdateConfig, svc.Spec().RollbackConfig} {
+		if c != nil && c.Order == swarm.UpdateOrderStartFirst {
+			allowed = 2
+		}
+	}
+	before, after := countWanted(s.before, id), countWanted(s.after, id)
+	for k, n := range after {
+		if n > allowed && n > before[k] {
+			j.w.fail("law: a slot has at most %d task that is desired running: slot %d (node %d) of service %d has %d", allowed, k.num, k.node, id, n)
+			return
+		}
+	}
+	for t := range s.after.Tasks(id) {
+		if b := s.before.Task(t.ID); wanted(t) && b != nil && b.Desired < model.StateRunning {
+			j.succession(s, t)
+		}
+	}
+}
+
+// succession judges that a held task is let go only when what was in its slot has stopped.
+func (j *judge) succession(s *step, t *model.Task) {
+	limit := model.Time(time.Minute)
+	var busy *model.Task
+	for o := range s.before.Tasks(t.ID.Service) {
+		if o.ID.Num >= t.ID.Num || slotOf(o) != slotOf(t) || o.State.Terminal() || o.State < model.StateAssigned {
+			continue
+		}
+		if a := s.after.Task(o.ID); a == nil || a.Desired <= model.StateRunning || a.State.Terminal() {
+			continue
+		}
+		if tpl := s.before.Template(o.Template); tpl != nil && tpl.Task.Typed.ContainerSpec.StopGracePeriod != nil {
+			limit = max(limit, model.Time(*tpl.Task.Typed.ContainerSpec.StopGracePeriod+10*time.Second))
+		}
+		if n := s.before.Node(o.Node); n != nil && n.State != swarm.NodeStateDown {
+			busy = o
+		}
+	}
+	if s.now < t.StartAt {
+		j.w.fail("law: a held task waits for its delay: %s was let go %s too early", short(t.ID), time.Duration(t.StartAt-s.now))
+	}
+	if busy != nil && s.now < t.StartAt+limit {
+		j.w.fail("law: a successor runs when its predecessor has stopped: %s was let go while %s is %s on node %d", short(t.ID), short(busy.ID), busy.State, busy.Node)
+	}
+}
+
+// attempts judges that a slot is not restarted more often than its policy allows.
+func (j *judge) attempts(s *step) {
+	for _, t := range s.put {
+		svc := s.after.Service(t.ID.Service)
+		if svc == nil {
+			continue
+		}
+		var prev *model.Task
+		for o := range s.after.Tasks(t.ID.Service) {
+			if o.ID.Num < t.ID.Num && slotOf(o) == slotOf(t) && o.Desired < model.StateRemove {
+				prev = o
+			}
+		}
+		if prev == nil || prev.Template != t.Template || prev.JobIteration != t.JobIteration {
+			continue
+		}
+		chain := append(append([]model.Time(nil), j.chain[prev.ID]...), s.after.Time())
+		j.chain[t.ID] = chain
+		p := svc.Spec().TaskTemplate.RestartPolicy
+		if p == nil || p.MaxAttempts == nil || *p.MaxAttempts == 0 {
+			continue
+		}
+		counted := len(chain)
+		if p.Window != nil && *p.Window > 0 {
+			counted = 1
+			for _, at := range chain[:len(chain)-1] {
+				if at > prev.StatusAt-model.Time(*p.Window) && at < prev.StatusAt {
+					counted++
+				}
+			}
+		}
+		if counted > int(*p.MaxAttempts) {
+			j.w.fail("law: max attempts is never exceeded: %s is restart %d in its slot, the policy allows %d", short(t.ID), counted, *p.MaxAttempts)
+		}
+	}
+}
+
+// parallelism judges that a rollout has no more slots under way than it may.
+func (j *judge) parallelism(s *step) {
+	added := map[model.ServiceID]bool{}
+	for _, t := range s.put {
+		svc := s.after.Service(t.ID.Service)
+		if svc == nil || !inProgress(svc.Update) || svc.JobIteration != 0 || t.Template != svc.Template {
+			continue
+		}
+		for o := range s.before.Tasks(t.ID.Service) {
+			if slotOf(o) == slotOf(t) && o.Template != t.Template && o.Desired <= model.StateRunning && !o.State.Terminal() && stays(s.before, o) {
+				j.rolled[t.ID] = true
+				added[svc.ID] = true
+			}
+		}
+	}
+	for _, id := range sortedKeys(added) {
+		svc := s.after.Service(id)
+		c := svc.Spec().UpdateConfig
+		if svc.Update.State == swarm.UpdateStateRollbackStarted {
+			c = svc.Spec().RollbackConfig
+		}
+		allowed, delay := 1, model.Time(0)
+		if c != nil {
+			allowed, delay = int(c.Parallelism), model.Time(c.Delay)
+		}
+		n := 0
+		for t := range s.after.Tasks(id) {
+			if j.rolled[t.ID] && t.Template == svc.Template && t.CreatedAt >= svc.Update.StartedAt && underWay(t, delay, s.now) {
+				n++
+			}
+		}
+		if allowed > 0 && n > allowed {
+			j.w.fail("law: an update never has more slots under way than its parallelism: service %d has %d, and may have %d", id, n, allowed)
+		}
+	}
+}
+
+func inProgress(u *model.UpdateStatus) bool {
+	return u != nil && (u.State == swarm.UpdateStateUpdating || u.State == swarm.UpdateStateRollbackStarted)
+}
+
+func paused(u *model.UpdateStatus) bool {
+	return u != nil && (u.State == swarm.UpdateStatePaused || u.State == swarm.UpdateStateRollbackPaused)
+}
+
+// stays reports whether a task could stay where it is, were it not for the rollout.
+func stays(s *state.Snapshot, t *model.Task) bool {
+	if t.Node == 0 {
+		return true
+	}
+	n := s.Node(t.Node)
+	return n != nil && n.State == swarm.NodeStateReady && n.Spec.Availability != swarm.NodeAvailabilityDrain
+}
+
+// underWay reports whether a rollout's task has not come up, or not long enough ago.
+func underWay(t *model.Task, delay, now model.Time) bool {
+	done := t.RunningSince
+	if done == 0 && t.State.Terminal() {
+		done = t.StatusAt
+	}
+	return done == 0 || t.State != model.StateOrphaned && now < done+delay
+}

@@ -1,0 +1,377 @@
+package sim
+
+import (
+	"fmt"
+	"net/netip"
+	"time"
+
+	"github.com/moby/moby/api/types/swarm"
+	"github.com/skep-swarm/skep/internal/model"
+	"github.com/skep-swarm/skep/internal/orchestrate"
+	"github.com/skep-swarm/skep/internal/state"
+)
+
+// maxServices bounds what users make.
+const maxServices = 6
+
+// users are people with API clients at any manager: each write is computed from what that manager
+// knows and guarded by it.
+type users struct {
+	w     *world
+	names uint64
+}
+
+// setUp makes the swarm: its first entry of the log, members, nodes.
+func (w *world) setUp() {
+	w.net = network{w: w, cut: map[link]bool{}}
+	c := &model.Cluster{IDKey: [16]byte{1}, Incarnation: 1, GatewayPool: netip.MustParsePrefix("10.96.0.0/12"), GatewayULA: netip.MustParsePrefix("fd00:1:2::/48")}
+	if w.cfg.smallBlocks {
+		c.GatewayPool = netip.MustParsePrefix("10.96.0.0/22")
+	}
+	spec, err := model.MakeSpec(&swarm.Spec{})
+	if err != nil {
+		w.fail("set up: %v", err)
+		return
+	}
+	c.Spec = spec
+	w.commitNow("init", model.Change{PutCluster: c})
+	for i := range w.cfg.members {
+		m := newMember(w, i+1)
+		w.members = append(w.members, m)
+	}
+	for _, m := range w.members {
+		m.start()
+	}
+	for range w.cfg.nodes {
+		w.join()
+	}
+	w.members[0].lead()
+}
+
+// commitNow writes an entry without asking anybody.
+func (w *world) commitNow(reason string, changes ...model.Change) {
+	data, err := state.EncodeBatch(&model.Batch{Actor: "setup", Reason: reason, Time: epoch + model.Time(w.now), Txns: []model.Txn{{Changes: changes}}})
+	if err != nil {
+		w.fail("set up: %v", err)
+		return
+	}
+	w.log.commit(data)
+}
+
+// join adds a node to the swarm and starts it.
+func (w *world) join() {
+	id := w.log.truth.LastNode() + 1
+	n := &model.Node{ID: id, State: swarm.NodeStateUnknown, Addr: fmt.Sprintf("192.0.2.%d", id), Gateway6: netip.MustParsePrefix(fmt.Sprintf("fd00:1:2:%x::/64", uint64(id)))}
+	n.Spec.Availability, n.Spec.Role = swarm.NodeAvailabilityActive, swarm.NodeRoleWorker
+	n.Spec.Labels = map[string]string{"zone": fmt.Sprint(uint64(id) % 2)}
+	n.Description.Hostname = fmt.Sprintf("node-%d", id)
+	n.Description.Platform = swarm.Platform{Architecture: "x86_64", OS: "linux"}
+	n.Description.Resources = swarm.Resources{NanoCPUs: 4e9, MemoryBytes: 1 << 30}
+	if w.cfg.smallBlocks {
+		i := int(id - 1)
+		n.Blocks = []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 96, byte(i % 4), byte(i / 4 * 16)}), 28)}
+	}
+	w.commitNow("join", model.Change{PutNode: n})
+	host := newNode(w, int(id))
+	w.nodes = append(w.nodes, host)
+	host.start()
+}
+
+func (u *users) begin() {
+	u.later(u.w.between(10*ms, second))
+}
+
+func (u *users) later(d int64) {
+	u.w.after(senderUser, d, func() {
+		if u.w.now > u.w.cfg.chaos || u.w.healing {
+			return
+		}
+		u.act()
+		u.later(int64(u.w.rng.ExpFloat64()*float64(u.w.cfg.users)) + ms)
+	})
+}
+
+// member is some manager that serves the API.
+func (u *users) member() *member {
+	m := u.w.members[u.w.rng.IntN(len(u.w.members))]
+	if !m.alive {
+		return nil
+	}
+	return m
+}
+
+func (u *users) act() {
+	m := u.member()
+	if m == nil || m.snap.Cluster() == nil {
+		return
+	}
+	var ids []model.ServiceID
+	for s := range m.snap.Services() {
+		ids = append(ids, s.ID)
+	}
+	w := u.w
+	pick := w.rng.IntN(100)
+	if len(ids) == 0 || pick < 12 && len(ids) < maxServices {
+		u.create(m)
+		return
+	}
+	id := ids[w.rng.IntN(len(ids))]
+	switch {
+	case pick < 20:
+		u.write(m, "remove", guarded(m, id), model.Change{DeleteService: id})
+	case pick < 45:
+		u.revise(m, id, "update", func(s *swarm.ServiceSpec) { s.TaskTemplate.ContainerSpec.Image = u.image(s) })
+	case pick < 62:
+		u.revise(m, id, "scale", func(s *swarm.ServiceSpec) { u.scale(s) })
+	case pick < 68:
+		u.revise(m, id, "configure", func(s *swarm.ServiceSpec) {
+			if s.UpdateConfig != nil {
+				s.UpdateConfig.Parallelism = uint64(w.rng.IntN(4))
+			}
+			s.Labels = map[string]string{"n": fmt.Sprint(w.rng.IntN(9))}
+		})
+	case pick < 73:
+		u.rollback(m, id)
+	case pick < 77:
+		u.revise(m, id, "force", func(s *swarm.ServiceSpec) { s.TaskTemplate.ForceUpdate++ })
+	default:
+		u.node(m)
+	}
+}
+
+func guarded(m *member, id model.ServiceID) []model.Guard {
+	return []model.Guard{{Key: model.ServiceKey(id), Group: model.GroupSpec, Version: m.snap.Service(id).SpecVersion}}
+}
+
+// write proposes a user's transaction; whether it is accepted is the state's affair.
+func (u *users) write(m *member, what string, guards []model.Guard, changes ...model.Change) {
+	u.w.note("user: "+what, 0, 0, 0)
+	b := &model.Batch{Actor: "user", Reason: what, Time: m.wall(), Txns: []model.Txn{{Guards: guards, Changes: changes}}}
+	life, tries := m.life, 0
+	m.propose(b, func() bool { tries++; return m.life == life && tries < 5 }, func(*model.Outcome, error) {})
+}
+
+func (u *users) image(s *swarm.ServiceSpec) string {
+	u.names++
+	kind := imageGood
+	if u.w.fault(u.w.cfg.trouble) {
+		kinds := []string{imageCrash, imageExit, imageFlaky, imageBad, imageBadStart, imageSlow}
+		kind = kinds[u.w.rng.IntN(len(kinds))]
+	}
+	if s.Mode.ReplicatedJob != nil || s.Mode.GlobalJob != nil {
+		kind = imageExit
+	}
+	return fmt.Sprintf("%s:%d", kind, u.names)
+}
+
+func (u *users) scale(s *swarm.ServiceSpec) {
+	if r := s.Mode.Replicated; r != nil {
+		n := uint64(u.w.rng.IntN(7))
+		r.Replicas = &n
+	}
+}
+
+func (u *users) create(m *member) {
+	w := u.w
+	var s swarm.ServiceSpec
+	id := m.snap.LastService() + 1
+	s.Name = fmt.Sprintf("svc%d", id)
+	s.TaskTemplate.ContainerSpec = &swarm.ContainerSpec{}
+	u.mode(&s)
+	s.TaskTemplate.ContainerSpec.Image = u.image(&s)
+	if w.chance(.3) {
+		d := time.Duration(w.between(second, 90*second))
+		s.TaskTemplate.ContainerSpec.StopGracePeriod = &d
+	}
+	if w.chance(.4) {
+		s.TaskTemplate.Resources = &swarm.ResourceRequirements{Reservations: &swarm.Resources{MemoryBytes: 1 << (25 + w.rng.IntN(4)), NanoCPUs: int64(w.rng.IntN(3)) * 5e8}}
+	}
+	if w.chance(.3) {
+		s.TaskTemplate.Placement = &swarm.Placement{Constraints: []string{fmt.Sprintf("node.labels.zone==%d", w.rng.IntN(2))}}
+	}
+	if w.chance(.2) {
+		s.EndpointSpec = &swarm.EndpointSpec{Ports: []swarm.PortConfig{{Protocol: "tcp", TargetPort: 80, PublishedPort: uint32(w.rng.IntN(3)) * 8080 % 16160, PublishMode: swarm.PortConfigPublishModeIngress}}}
+	}
+	u.policies(&s)
+	if rev := revision(m.snap, id, s, m.wall()); rev != nil {
+		u.write(m, "create", []model.Guard{{Key: model.ServiceKey(id), Group: model.GroupSpec}}, model.Change{NewRevision: rev})
+	}
+}
+
+func (u *users) mode(s *swarm.ServiceSpec) {
+	w := u.w
+	switch p := w.rng.IntN(20); {
+	case p < 13:
+		s.Mode.Replicated = &swarm.ReplicatedService{}
+		u.scale(s)
+	case p < 17:
+		s.Mode.Global = &swarm.GlobalService{}
+	case p < 19:
+		n, c := uint64(1+w.rng.IntN(6)), uint64(1+w.rng.IntN(3))
+		s.Mode.ReplicatedJob = &swarm.ReplicatedJob{TotalCompletions: &n, MaxConcurrent: &c}
+	default:
+		s.Mode.GlobalJob = &swarm.GlobalJob{}
+	}
+}
+
+// policies of restart, update and rollback.
+func (u *users) policies(s *swarm.ServiceSpec) {
+	w := u.w
+	if w.chance(.7) {
+		p := &swarm.RestartPolicy{}
+		d := time.Duration(w.between(0, 8*second))
+		p.Delay = &d
+		conditions := []swarm.RestartPolicyCondition{swarm.RestartPolicyConditionAny, swarm.RestartPolicyConditionOnFailure, swarm.RestartPolicyConditionNone, swarm.RestartPolicyConditionAny}
+		p.Condition = conditions[w.rng.IntN(len(conditions))]
+		if s.Mode.ReplicatedJob != nil || s.Mode.GlobalJob != nil {
+			p.Condition = swarm.RestartPolicyConditionOnFailure
+		} else if w.chance(.4) {
+			n := uint64(1 + w.rng.IntN(4))
+			p.MaxAttempts = &n
+			if w.chance(.5) {
+				win := time.Duration(w.between(5*second, 60*second))
+				p.Window = &win
+			}
+		}
+		s.TaskTemplate.RestartPolicy = p
+	}
+	s.UpdateConfig, s.RollbackConfig = u.update(), u.update()
+}
+
+func (u *users) update() *swarm.UpdateConfig {
+	w := u.w
+	if w.chance(.15) {
+		return nil
+	}
+	actions := []swarm.FailureAction{swarm.UpdateFailureActionPause, swarm.UpdateFailureActionContinue, swarm.UpdateFailureActionRollback}
+	c := &swarm.UpdateConfig{Parallelism: uint64(w.rng.IntN(4)), Delay: time.Duration(w.between(0, 4*second)), Monitor: time.Duration(w.between(100*ms, 8*second)),
+		FailureAction: actions[w.rng.IntN(len(actions))], Order: swarm.UpdateOrderStopFirst}
+	if w.chance(.4) {
+		c.Order = swarm.UpdateOrderStartFirst
+	}
+	if w.chance(.3) {
+		c.MaxFailureRatio = w.rng.Float32()
+	}
+	return c
+}
+
+// revision is the change that gives a service a spec, as the API makes it; nil when it cannot be.
+func revision(snap *state.Snapshot, id model.ServiceID, s swarm.ServiceSpec, now model.Time) *model.NewRevision {
+	spec, err := model.MakeSpec(&s)
+	if err != nil {
+		return nil
+	}
+	tpl, err := model.NewTemplate(id, spec, "")
+	if err != nil {
+		return nil
+	}
+	old := snap.Service(id)
+	rev := &model.NewRevision{Service: id, Spec: spec}
+	changed := true
+	if have := snap.TemplateByHash(id, tpl.Hash); have != nil {
+		rev.TemplateID = have.ID
+		changed = old == nil || have.ID != old.Template
+	} else {
+		tpl.ID = snap.LastTemplate() + 1
+		rev.Template, rev.TemplateID = tpl, tpl.ID
+	}
+	if s.Mode.ReplicatedJob != nil || s.Mode.GlobalJob != nil {
+		rev.JobIteration = 1
+		if old != nil {
+			rev.JobIteration = old.JobIteration + 1
+		}
+		return rev
+	}
+	if old != nil {
+		rev.Ports = old.Ports
+	}
+	rev.Update = orchestrate.FirstStatus(old, changed, max(now, snap.Time()))
+	return rev
+}
+
+func (u *users) revise(m *member, id model.ServiceID, what string, edit func(*swarm.ServiceSpec)) {
+	old, err := model.ParseSpec[swarm.ServiceSpec](m.snap.Service(id).Current().Spec.Raw)
+	if err != nil {
+		u.w.fail("a stored spec cannot be read: %v", err)
+		return
+	}
+	edit(old.Typed)
+	if rev := revision(m.snap, id, *old.Typed, m.wall()); rev != nil {
+		u.write(m, what, guarded(m, id), model.Change{NewRevision: rev})
+	}
+}
+
+func (u *users) rollback(m *member, id model.ServiceID) {
+	svc := m.snap.Service(id)
+	if svc.JobIteration != 0 {
+		return
+	}
+	if rev := orchestrate.Rollback(svc, orchestrate.ManualRollback, max(m.wall(), m.snap.Time())); rev != nil {
+		u.write(m, "rollback", guarded(m, id), model.Change{NewRevision: rev})
+	}
+}
+
+// node changes some node: drain, pause, activate, another label; or it removes one that is down.
+func (u *users) node(m *member) {
+	w := u.w
+	var ids []model.NodeID
+	for n := range m.snap.Nodes() {
+		ids = append(ids, n.ID)
+	}
+	n := m.snap.Node(ids[w.rng.IntN(len(ids))])
+	if n.State == swarm.NodeStateDown && len(ids) > 2 && w.chance(.3) {
+		u.write(m, "remove node", nil, model.Change{DeleteNode: n.ID})
+		if len(w.nodes) < 8 {
+			w.after(senderUser, w.between(second, 10*second), w.join)
+		}
+		return
+	}
+	spec := n.Spec
+	switch w.rng.IntN(6) {
+	case 0:
+		spec.Availability = swarm.NodeAvailabilityDrain
+	case 1:
+		spec.Availability = swarm.NodeAvailabilityPause
+	case 2, 3, 4:
+		spec.Availability = swarm.NodeAvailabilityActive
+	default:
+		spec.Labels = map[string]string{"zone": fmt.Sprint(w.rng.IntN(2))}
+	}
+	u.setNode(m, n, spec)
+}
+
+func (u *users) setNode(m *member, n *model.Node, spec swarm.NodeSpec) {
+	u.write(m, "update node", []model.Guard{{Key: model.NodeKey(n.ID), Group: model.GroupSpec, Version: n.SpecVersion}},
+		model.Change{SetNodeSpec: &model.NodeSpecSet{Node: n.ID, Spec: spec}})
+}
+
+// mend ends what troubles the swarm by the users' own will: services whose containers do not run,
+// and nodes that are not available. It is asked again until there is nothing left to mend.
+func (u *users) mend() {
+	w := u.w
+	m := w.log.leader
+	if m == nil {
+		w.after(senderUser, second, u.mend)
+		return
+	}
+	todo := false
+	for s := range m.snap.Services() {
+		job := s.JobIteration != 0
+		image := behaviour(s.Spec().TaskTemplate.ContainerSpec.Image)
+		if job && image != imageExit || !job && image != imageGood {
+			todo = true
+			u.revise(m, s.ID, "mend", func(spec *swarm.ServiceSpec) { spec.TaskTemplate.ContainerSpec.Image = u.image(spec) })
+		}
+	}
+	for n := range m.snap.Nodes() {
+		if n.Spec.Availability != swarm.NodeAvailabilityActive {
+			todo = true
+			spec := n.Spec
+			spec.Availability = swarm.NodeAvailabilityActive
+			u.setNode(m, n, spec)
+		}
+	}
+	if todo {
+		w.after(senderUser, second, u.mend)
+	}
+}
