@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/moby/moby/api/types/swarm"
 	"github.com/skep-swarm/skep/internal/keeper/ports"
@@ -281,8 +282,12 @@ func TestStopsWhatIsNotPublished(t *testing.T) {
 	h.net.mu.Unlock()
 
 	// Nobody takes the other one away from the port: it stops all the same.
+	told := time.Now()
 	m.assign(2, 1, model.StateShutdown)
 	m.awaitState(ids[1], model.StateShutdown)
+	if took := time.Since(told); took < unpublishWait {
+		t.Errorf("stopped after %v, while the port led to it", took)
+	}
 	if p, _ := h.net.port(key); len(p.Backends4) != 1 {
 		t.Errorf("backends %v", p.Backends4)
 	}
