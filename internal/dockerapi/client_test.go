@@ -16,7 +16,7 @@ func TestGoClient(t *testing.T) {
 	if w := call(s, "POST", "/images/load", "docker.io/library/web:v1"); w.Code != 200 {
 		t.Fatal(w.Body)
 	}
-	create(t, s, `{"Name":"web","Mode":{"Replicated":{"Replicas":2}},"TaskTemplate":{"ContainerSpec":{"Image":"web:v1"}},
+	create(t, s, `{"Name":"web","Mode":{"Replicated":{"Replicas":1}},"TaskTemplate":{"ContainerSpec":{"Image":"web:v1"}},
 		"EndpointSpec":{"Ports":[{"TargetPort":80,"PublishedPort":8080},{"TargetPort":81,"PublishedPort":8081,"PublishMode":"host"}]}}`)
 	c, err := client.New(client.WithHost(serveUnix(t, s)))
 	if err != nil {

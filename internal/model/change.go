@@ -74,6 +74,7 @@ type Change struct {
 	DeleteNetwork  NetworkID       `cbor:"19,keyasint,omitempty"`
 	PutImage       *Image          `cbor:"20,keyasint,omitempty"`
 	DeleteImage    string          `cbor:"21,keyasint,omitempty"`
+	SetNotice      *NoticeSet      `cbor:"22,keyasint,omitempty"`
 }
 
 // NodeSpecSet replaces a node's spec.
@@ -124,6 +125,13 @@ type NewRevision struct {
 type UpdateSet struct {
 	Service ServiceID     `cbor:"1,keyasint"`
 	Update  *UpdateStatus `cbor:"2,keyasint,omitempty"`
+}
+
+// NoticeSet is what the planner has to say of a service. It belongs to the group of the update status, and
+// leaves its version.
+type NoticeSet struct {
+	Service ServiceID `cbor:"1,keyasint"`
+	Text    string    `cbor:"2,keyasint,omitempty"`
 }
 
 // PortsSet gives a service its allocated ports, or says why it has none.

@@ -40,6 +40,9 @@ type Cluster struct {
 	GatewayPool     netip.Prefix   `cbor:"15,keyasint"`
 	GatewayULA      netip.Prefix   `cbor:"16,keyasint"`
 	UnlockKey       []byte         `cbor:"17,keyasint,omitempty"`
+	// LossAccepted is when a user said that nodes that are down then are lost, and their tasks
+	// shall move although a mass of nodes went down at once.
+	LossAccepted Time `cbor:"18,keyasint,omitempty"`
 }
 
 // Namer makes and reads this cluster's identifiers.
@@ -120,6 +123,8 @@ type Service struct {
 	// JobIteration counts the runs of a job.
 	JobIteration uint64 `cbor:"13,keyasint,omitempty"`
 	JobVersion   uint64 `cbor:"14,keyasint,omitempty"`
+	// Notice is what the planner has to say of the service as a whole, for users; usually nothing.
+	Notice string `cbor:"15,keyasint,omitempty"`
 }
 
 // Current is the revision in force.

@@ -9,6 +9,7 @@ import (
 type nodeView struct {
 	node    *model.Node // nil when it was removed
 	down    bool        // and the leader is sure of it
+	held    bool        // down, but one of so many that the leader waits
 	drained bool
 	active  bool // takes new tasks: ready and available
 	paused  bool
@@ -23,6 +24,8 @@ func (p *planner) node(id model.NodeID) *nodeView {
 	v := &nodeView{node: n}
 	if n != nil {
 		v.down = n.State == swarm.NodeStateDown && p.obs.Settled
+		v.held = v.down && p.held(n)
+		v.down = v.down && !v.held
 		v.drained = n.Spec.Availability == swarm.NodeAvailabilityDrain
 		v.paused = n.Spec.Availability == swarm.NodeAvailabilityPause
 		v.active = n.State == swarm.NodeStateReady && n.Spec.Availability == swarm.NodeAvailabilityActive

@@ -62,6 +62,7 @@ func Plan(snap *state.Snapshot, obs Obs, id model.ServiceID, now model.Time) (tx
 	default:
 		p.replicated(tasks)
 	}
+	p.notice()
 	return p.out.list, p.next
 }
 
@@ -88,6 +89,8 @@ type planner struct {
 	history     int // dead tasks and live ones to keep per slot, < 0 for all
 	lastTask    uint64
 	job         bool
+	brake       *Brake // looked at when the first node is down
+	noticed     bool   // the brake holds tasks of this service
 }
 
 func (p *planner) prepare() {
@@ -140,6 +143,11 @@ func (p *planner) lookAt(slots []*slot) {
 		for _, t := range s.tasks {
 			if p.orphan(t) {
 				s.busy = true
+			}
+		}
+		for _, t := range s.live {
+			if t.Node != 0 && t.State >= model.StateAssigned && p.node(t.Node).held {
+				p.hold()
 			}
 		}
 	}

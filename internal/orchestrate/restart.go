@@ -87,21 +87,23 @@ func (r restartPolicy) record(t *model.Task, template model.TemplateID, now mode
 // heal deals with a slot's live tasks that ended or lost their node, lets held ones go, and
 // ends the double life of a slot whose new task runs.
 func (p *planner) heal(s *slot) {
-	var bad, good []*model.Task
+	var bad, leaving, good []*model.Task
 	for _, t := range s.live {
-		if t.State.Terminal() || t.Node != 0 && p.node(t.Node).lost(p.svc) {
+		switch {
+		case p.leaving(s, t):
+			leaving = append(leaving, t)
+		case t.State.Terminal() || t.Node != 0 && p.node(t.Node).lost(p.svc):
 			bad = append(bad, t)
-		} else {
+		default:
 			good = append(good, t)
 		}
 	}
-	if len(bad) > 0 && p.replace(s, bad, good) {
+	if len(bad) > 0 && p.replace(s, bad, good) || p.handOver(s, good) || p.surge(s, leaving, good) {
 		s.busy = true
 		return
 	}
-	if p.handOver(s, good) {
-		s.busy = true
-		return
+	if len(leaving) > 0 {
+		return // a held successor waits for them
 	}
 	for _, t := range good {
 		p.release(s, t)

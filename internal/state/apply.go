@@ -233,6 +233,8 @@ func Writes(c *model.Change) (k model.Key, g model.Group, ok bool) {
 		return model.ImageKey(c.PutImage.Name), model.GroupSpec, true
 	case c.DeleteImage != "":
 		return model.ImageKey(c.DeleteImage), model.GroupSpec, true
+	case c.SetNotice != nil:
+		return model.ServiceKey(c.SetNotice.Service), model.GroupUpdate, true
 	}
 	return model.Key{}, 0, false
 }

@@ -51,6 +51,8 @@ func (w *writer) change(c *model.Change) error {
 		return w.putImage(c.PutImage)
 	case c.DeleteImage != "":
 		return w.deleteImage(c.DeleteImage)
+	case c.SetNotice != nil:
+		return w.editService(c.SetNotice.Service, func(v *model.Service) { v.Notice = c.SetNotice.Text })
 	}
 	return model.Invalidf("a change of a kind that this version does not know")
 }
