@@ -44,8 +44,8 @@ check: ## format, vet, staticcheck, import floors
 	@echo "check: format, vet, staticcheck and floors are fine"
 
 .PHONY: bench
-bench: install-deps build ## measure start, CPU, memory and removal of 1 to 100 replicas (BENCH_DOCKER_HOST=… to compare)
-	@bin/skep-bench -skep bin/skep
+bench: install-deps build ## measure start, CPU, memory and removal of 1 to 100 replicas (BENCH_DOCKER_HOST=… to compare, BENCH_FLAGS="-profile cpu.prof")
+	@bin/skep-bench -skep bin/skep $(BENCH_FLAGS)
 
 .PHONY: install-deps
 install-deps: ## install the Debian packages that skep and its tests need (quick when all is there)

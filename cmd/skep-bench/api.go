@@ -117,6 +117,24 @@ func (a *api) awaitGone(ctx context.Context, id string) error {
 	})
 }
 
+// profile writes a CPU profile of the next seconds.
+func (a *api) profile(ctx context.Context, seconds int, w io.Writer) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, fmt.Sprintf("http://api/debug/pprof/profile?seconds=%d", seconds), nil)
+	if err != nil {
+		return err
+	}
+	resp, err := a.client.Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return fmt.Errorf("asking for a profile: %s", resp.Status)
+	}
+	_, err = io.Copy(w, resp.Body)
+	return err
+}
+
 func filter(key, value string) string {
 	return url.QueryEscape(fmt.Sprintf(`{%q:{%q:true}}`, key, value))
 }

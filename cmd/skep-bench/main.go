@@ -13,32 +13,22 @@ package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
-	"text/tabwriter"
 	"time"
 
 	"github.com/skep-swarm/skep/internal/lab"
 	"github.com/skep-swarm/skep/internal/testimage"
 )
-
-// reference is Docker Engine 29.7.2 on a quiet host with two cores.
-func reference() map[int]result {
-	return map[int]result{
-		1:   {start: 410 * time.Millisecond, startCPU: 0.13},
-		10:  {start: 850 * time.Millisecond, startCPU: 0.88},
-		50:  {start: 4300 * time.Millisecond, startCPU: 4.2},
-		100: {start: 8600 * time.Millisecond, startCPU: 9.0, remove: 8600 * time.Millisecond, removeCPU: 6.7, pss: 635},
-	}
-}
-
-const referenceIdlePSS = 134 // MB
 
 // A result is what one number of replicas cost.
 type result struct {
@@ -58,57 +48,66 @@ type target struct {
 	finish func() error
 }
 
+type options struct {
+	skep, counts, source, profile string
+	replicas                      []int
+}
+
 func main() {
 	lab.Dispatch()
-	skep := flag.String("skep", "bin/skep", "the binary to measure")
-	counts := flag.String("replicas", "1,10,50,100", "numbers of replicas")
-	source := flag.String("source", ".", "root of the skep repository, for the tiny image")
+	var o options
+	flag.StringVar(&o.skep, "skep", "bin/skep", "the binary to measure")
+	flag.StringVar(&o.counts, "replicas", "1,10,50,100", "numbers of replicas")
+	flag.StringVar(&o.source, "source", ".", "root of the skep repository, for the tiny image")
+	flag.StringVar(&o.profile, "profile", "", "write a CPU profile of the daemon to this file, while it starts and removes the most replicas once more")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := run(ctx, *skep, *counts, *source); err != nil {
+	if err := run(ctx, o); err != nil {
 		fmt.Fprintln(os.Stderr, "skep-bench:", err)
 		os.Exit(1)
 	}
 }
 
-func run(ctx context.Context, skep, counts, source string) error {
-	var replicas []int
-	for word := range strings.SplitSeq(counts, ",") {
+func run(ctx context.Context, o options) error {
+	for word := range strings.SplitSeq(o.counts, ",") {
 		n, err := strconv.Atoi(word)
 		if err != nil || n < 1 {
 			return fmt.Errorf("-replicas: %q is not a number of replicas", word)
 		}
-		replicas = append(replicas, n)
+		o.replicas = append(o.replicas, n)
 	}
-	image, err := testimage.Cache{Dir: filepath.Join(source, ".cache", "images"), Source: source}.Tar(ctx, "tiny")
+	image, err := testimage.Cache{Dir: filepath.Join(o.source, ".cache", "images"), Source: o.source}.Tar(ctx, "tiny")
 	if err != nil {
 		return err
 	}
-	t, err := startSkep(ctx, skep)
+	var flags []string
+	if o.profile != "" {
+		flags = []string{"--debug"} // serves profiles
+	}
+	t, err := startSkep(ctx, o.skep, flags)
 	if err != nil {
 		return err
 	}
-	if err := report(ctx, t, image, replicas); err != nil {
+	err = report(ctx, os.Stdout, t, image, o.replicas)
+	if err == nil && o.profile != "" {
+		err = profile(ctx, t, slices.Max(o.replicas), o.profile)
+	}
+	if err := errors.Join(err, t.finish()); err != nil {
 		return err
 	}
-	if host := os.Getenv("BENCH_DOCKER_HOST"); host != "" {
-		t, err := attachDocker(host)
-		if err != nil {
-			return err
-		}
-		return report(ctx, t, image, replicas)
+	host := os.Getenv("BENCH_DOCKER_HOST")
+	if host == "" {
+		return nil
 	}
-	return nil
+	if t, err = attachDocker(host); err != nil {
+		return err
+	}
+	return errors.Join(report(ctx, os.Stdout, t, image, o.replicas), t.finish())
 }
 
 // report measures one target and prints its table.
-func report(ctx context.Context, t *target, image string, replicas []int) (err error) {
-	defer func() {
-		if ferr := t.finish(); err == nil {
-			err = ferr
-		}
-	}()
+func report(ctx context.Context, w io.Writer, t *target, image string, replicas []int) error {
 	if err := t.api.load(ctx, image); err != nil {
 		return err
 	}
@@ -120,28 +119,15 @@ func report(ctx context.Context, t *target, image string, replicas []int) (err e
 	if err != nil {
 		return err
 	}
-	fmt.Printf("\n%s, idle: %.0f MB PSS (Docker: %d MB)\n", t.name, idle, referenceIdlePSS)
-	out := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintln(out, "replicas\tall run\tDocker\tCPU s\tDocker\tCPU/calibration\tremoved\tCPU s\tCPU/calibration\tMB PSS\t")
-	ref := reference()
+	var results []result
 	for _, n := range replicas {
 		r, err := measure(ctx, t, n)
 		if err != nil {
 			return err
 		}
-		docker, dockerCPU := "-", "-"
-		if d, ok := ref[n]; ok {
-			docker, dockerCPU = fmt.Sprintf("%.2fs", d.start.Seconds()), fmt.Sprintf("%.2f", d.startCPU)
-		}
-		fmt.Fprintf(out, "%d\t%.2fs\t%s\t%.2f\t%s\t%.2f\t%.2fs\t%.2f\t%.2f\t%.0f\t\n", n, r.start.Seconds(), docker, r.startCPU, dockerCPU,
-			r.startCPU/r.calibration, r.remove.Seconds(), r.removeCPU, r.removeCPU/r.calibration, r.pss)
+		results = append(results, r)
 	}
-	if err := out.Flush(); err != nil {
-		return err
-	}
-	d := ref[100]
-	fmt.Printf("Docker 29.7.2 removes 100 in %.1fs with %.1f CPU s and has %.0f MB PSS while they run.\n", d.remove.Seconds(), d.removeCPU, d.pss)
-	return nil
+	return printTable(w, t.name, idle, results)
 }
 
 // measure starts and removes a service with n replicas.
@@ -184,4 +170,25 @@ func measure(ctx context.Context, t *target, n int) (result, error) {
 	after, err = t.cpu()
 	r.removeCPU = after - cpu
 	return r, err
+}
+
+// profile measures n replicas once more, only to see where the daemon's CPU goes.
+func profile(ctx context.Context, t *target, n int, path string) error {
+	expected, err := measure(ctx, t, n) // how long to look
+	if err != nil {
+		return err
+	}
+	out, err := os.Create(path)
+	if err != nil {
+		return err
+	}
+	done := make(chan error, 1)
+	seconds := int((expected.start+expected.remove)/time.Second) + 1
+	go func() { done <- t.api.profile(ctx, seconds, out) }()
+	_, err = measure(ctx, t, n)
+	if err := errors.Join(err, <-done, out.Close()); err != nil {
+		return fmt.Errorf("profiling: %w", err)
+	}
+	fmt.Printf("\nA CPU profile of the daemon (without shims, keeper, runc) is in %s: go tool pprof -top %s\n", path, path)
+	return nil
 }

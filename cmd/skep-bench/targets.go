@@ -16,8 +16,8 @@ import (
 	"github.com/skep-swarm/skep/internal/lab"
 )
 
-// startSkep runs a daemon with a swarm of one on a host of its own.
-func startSkep(ctx context.Context, binary string) (*target, error) {
+// startSkep runs a daemon, with these flags more, with a swarm of one on a host of its own.
+func startSkep(ctx context.Context, binary string, flags []string) (*target, error) {
 	binary, err := filepath.Abs(binary)
 	if err != nil {
 		return nil, err
@@ -43,8 +43,9 @@ func startSkep(ctx context.Context, binary string) (*target, error) {
 		return fail(err)
 	}
 	defer log.Close()
-	cmd := h.Command(context.WithoutCancel(ctx), binary, "daemon", "--data-root", filepath.Join(dir, "d"),
-		"--exec-root", filepath.Join(dir, "e"), "-H", "unix://"+socket)
+	args := append([]string{"daemon", "--data-root", filepath.Join(dir, "d"),
+		"--exec-root", filepath.Join(dir, "e"), "-H", "unix://" + socket}, flags...)
+	cmd := h.Command(context.WithoutCancel(ctx), binary, args...)
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.Env = append(os.Environ(), "DOCKER_SERVICE_PREFER_OFFLINE_IMAGE=1")
 	if err := cmd.Start(); err != nil {
