@@ -178,9 +178,8 @@ func serviceStatus(snap *state.Snapshot, v *model.Service) *swarm.ServiceStatus 
 		case job && t.JobIteration == v.JobIteration:
 			if t.State == model.StateComplete {
 				st.CompletedTasks++
-			}
-			if mode.GlobalJob != nil {
-				st.DesiredTasks++
+			} else if mode.GlobalJob != nil && wanted && !t.State.Terminal() {
+				st.DesiredTasks++ // clients add those that completed themselves
 			}
 		}
 	}
@@ -270,6 +269,12 @@ func (tv *taskViewer) view(t *model.Task) (taskView, error) {
 	}
 	if t.JobIteration != 0 {
 		out.JobIteration = &swarm.Version{Index: t.JobIteration}
+		if t.Slot > 0 {
+			out.Slot-- // a job's slots count from 0 in Docker's API, and its CLI waits for just those
+		}
+		if t.Desired == model.StateRunning {
+			out.DesiredState = swarm.TaskStateComplete // what Docker wants of a job's task
+		}
 	}
 	var err error
 	if out.Spec, err = tv.spec(t); err != nil {
