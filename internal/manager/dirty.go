@@ -5,6 +5,7 @@ import (
 	"maps"
 	"slices"
 
+	"github.com/moby/moby/api/types/swarm"
 	"github.com/skep-swarm/skep/internal/model"
 	"github.com/skep-swarm/skep/internal/replica"
 	"github.com/skep-swarm/skep/internal/state"
@@ -45,6 +46,7 @@ func (d *dirty) applied(a replica.Applied) {
 		d.everything(a.After)
 		return
 	}
+	count := false
 	for _, k := range a.Outcome.Touched {
 		switch k.Kind {
 		case model.KindService:
@@ -56,8 +58,31 @@ func (d *dirty) applied(a replica.Applied) {
 			}
 		case model.KindNode:
 			d.node(a, k.Node())
+			count = count || recounts(a, k.Node())
 		case model.KindCluster:
 			d.everything(a.After)
+		}
+	}
+	if count {
+		d.down(a.After)
+	}
+}
+
+// recounts reports whether a node came, went, or changed between up and down in this step.
+func recounts(a replica.Applied, id model.NodeID) bool {
+	before, after := a.Before.Node(id), a.After.Node(id)
+	return before == nil || after == nil || before.State != after.State
+}
+
+// down marks the services that have tasks on nodes that are down: what becomes of those hangs on how
+// many other nodes are.
+func (d *dirty) down(s *state.Snapshot) {
+	for n := range s.Nodes() {
+		if n.State != swarm.NodeStateDown {
+			continue
+		}
+		for t := range s.TasksOnNode(n.ID) {
+			d.services[t.ID.Service] = struct{}{}
 		}
 	}
 }

@@ -34,6 +34,7 @@ type Planner struct {
 	dirty  *dirty
 	nodes  *nodeStates
 	began  time.Time
+	heard  bool // a whole lease has passed since
 	lease  func() time.Duration
 	downAt map[model.NodeID]model.Time
 	log    *slog.Logger
@@ -89,6 +90,11 @@ func (p *Planner) Wait(wall model.Time, clock time.Time) time.Duration {
 func (p *Planner) Plan(snap *state.Snapshot, wall model.Time, clock time.Time) []*model.Batch {
 	now := max(snap.Time(), wall)
 	p.nodes.expire(clock)
+	if !p.heard && p.settled(clock) {
+		// From now on nodes that are down count as down, those of the last leader's time too.
+		p.heard = true
+		p.dirty.everything(snap)
+	}
 	txns := p.nodes.txns(snap)
 	txns = append(txns, p.blocks(snap)...)
 	p.tookServices = p.dirty.take(now)
@@ -114,7 +120,7 @@ func (p *Planner) Failed() {
 // p does not shows what p has forgotten.
 func (p *Planner) Afresh(snap *state.Snapshot) *Planner {
 	return &Planner{dirty: newDirty(snap), nodes: &nodeStates{seen: maps.Clone(p.nodes.seen), deadline: maps.Clone(p.nodes.deadline)},
-		began: p.began, lease: p.lease, downAt: maps.Clone(p.downAt), log: p.log}
+		began: p.began, heard: p.heard, lease: p.lease, downAt: maps.Clone(p.downAt), log: p.log}
 }
 
 // Took plans services again whose transactions were computed from what has changed since.

@@ -14,7 +14,7 @@ import (
 type judge struct {
 	w     *world
 	addrs map[netip.Addr]model.TaskID // of tasks that are not dead
-	rests map[netip.Addr]model.Time   // when an address was freed
+	rests map[netip.Addr]rest         // addresses that were freed
 	freed map[model.NodeID]netip.Addr // the last one on a node
 
 	rolled map[model.TaskID]bool         // tasks by which a rollout replaced others
@@ -24,7 +24,7 @@ type judge struct {
 }
 
 func newJudge(w *world) *judge {
-	return &judge{w: w, addrs: map[netip.Addr]model.TaskID{}, rests: map[netip.Addr]model.Time{}, freed: map[model.NodeID]netip.Addr{},
+	return &judge{w: w, addrs: map[netip.Addr]model.TaskID{}, rests: map[netip.Addr]rest{}, freed: map[model.NodeID]netip.Addr{},
 		rolled: map[model.TaskID]bool{}, chain: map[model.TaskID][]model.Time{}}
 }
 
@@ -113,8 +113,14 @@ func (j *judge) free(s *step, t *model.Task) {
 	if j.addrs[t.Gateway4] == t.ID {
 		delete(j.addrs, t.Gateway4)
 	}
-	j.rests[t.Gateway4] = s.after.Time()
+	j.rests[t.Gateway4] = rest{s.after.Time(), t.ID}
 	j.freed[t.Node] = t.Gateway4
+}
+
+// rest is when an address was freed, and by whom.
+type rest struct {
+	since model.Time
+	task  model.TaskID
 }
 
 const quarantine = model.Time(time.Minute)
@@ -141,9 +147,9 @@ func (j *judge) place(s *step, t *model.Task) {
 			}
 		}
 	}
-	if at, ok := j.rests[t.Gateway4]; ok && s.now-at < quarantine && j.others(n, s.now) {
+	if r, ok := j.rests[t.Gateway4]; ok && s.now-r.since < quarantine && j.others(n, s.now) && s.before.Task(r.task) != nil && s.after.Task(r.task) != nil {
 		j.w.fail("law: a freed address rests for a minute while others are free: %s, freed %s ago, was given to %s",
-			t.Gateway4, time.Duration(s.now-at), short(t.ID))
+			t.Gateway4, time.Duration(s.now-r.since), short(t.ID))
 	}
 	var mem, cpu int64
 	for o := range s.after.TasksOnNode(t.Node) {
@@ -171,7 +177,7 @@ func (j *judge) others(n *model.Node, now model.Time) bool {
 	for _, b := range n.Blocks {
 		for a := b.Masked().Addr().Next().Next(); b.Contains(a.Next()); a = a.Next() {
 			_, taken := j.addrs[a]
-			if at, ok := j.rests[a]; !taken && (!ok || now-at >= quarantine) {
+			if r, ok := j.rests[a]; !taken && (!ok || now-r.since >= quarantine) {
 				return true
 			}
 		}
@@ -229,7 +235,7 @@ func (j *judge) planned(m *member, plan []*model.Batch) {
 		return
 	}
 	full := m.planner.Afresh(m.snap)
-	if missed := full.Plan(m.snap, m.wall(), m.clock()); len(missed) > 0 {
+	if missed := full.Plan(m.snap, m.wall(), m.clock()); !onlyReasons(m.snap, missed) {
 		out := &model.Outcome{Results: make([]error, len(missed[0].Txns))}
 		j.w.fail("law: planning what was touched is planning everything: a pass found nothing to do, a full one does%s", describe(missed[0], out))
 		return
@@ -237,6 +243,21 @@ func (j *judge) planned(m *member, plan []*model.Batch) {
 	if have, want := m.planner.Wait(m.wall(), m.clock()), full.Wait(m.wall(), m.clock()); have > want && want > 0 {
 		j.w.fail("law: planning what was touched is planning everything: a pass wants to be asked again in %s, a full one in %s", have, want)
 	}
+}
+
+// onlyReasons reports whether a plan does nothing but word anew why tasks wait. A reason may be as old as
+// the last time that something was freed: whoever takes capacity does not wake those who wait for it.
+func onlyReasons(s *state.Snapshot, plan []*model.Batch) bool {
+	for _, b := range plan {
+		for i := range b.Txns {
+			for _, c := range b.Txns[i].Changes {
+				if c.SetTaskStatus == nil || c.SetTaskStatus.State != model.StatePending || s.Task(c.SetTaskStatus.Task).State != model.StatePending {
+					return false
+				}
+			}
+		}
+	}
+	return true
 }
 
 // started judges a container that starts: its manager wanted it to.

@@ -68,7 +68,7 @@ func (j *judge) unsettled() string {
 		}
 	}
 	for t := range s.AllTasks() {
-		if t.Desired > model.StateRunning && !t.State.Terminal() {
+		if t.Desired > model.StateRunning && t.State >= model.StateAssigned && !t.State.Terminal() {
 			return fmt.Sprintf("%s is desired %s and still %s on node %d", short(t.ID), t.Desired, t.State, t.Node)
 		}
 		if s.Service(t.ID.Service) == nil {
@@ -100,9 +100,6 @@ func (j *judge) containers(s *state.Snapshot) string {
 }
 
 func (j *judge) service(s *state.Snapshot, svc *model.Service) string {
-	if inProgress(svc.Update) {
-		return "its update is in progress"
-	}
 	live, done, waits := 0, map[slotKey]bool{}, false
 	for t := range s.Tasks(svc.ID) {
 		switch {
@@ -120,6 +117,9 @@ func (j *judge) service(s *state.Snapshot, svc *model.Service) string {
 				return fmt.Sprintf("%s is of template %d, in force is %d", short(t.ID), t.Template, svc.Template)
 			}
 		}
+	}
+	if inProgress(svc.Update) && !waits {
+		return "its update is in progress" // without a place for its tasks it has to wait
 	}
 	mode := svc.Spec().Mode
 	switch {

@@ -132,11 +132,22 @@ func (j *judge) parallelism(s *step) {
 		if svc == nil || !inProgress(svc.Update) || svc.JobIteration != 0 || t.Template != svc.Template {
 			continue
 		}
+		replaces := false
 		for o := range s.before.Tasks(t.ID.Service) {
-			if slotOf(o) == slotOf(t) && o.Template != t.Template && o.Desired <= model.StateRunning && !o.State.Terminal() && stays(s.before, o) {
-				j.rolled[t.ID] = true
-				added[svc.ID] = true
+			if slotOf(o) != slotOf(t) {
+				continue
 			}
+			if o.Template == t.Template && o.CreatedAt >= svc.Update.StartedAt {
+				replaces = false // the rollout was here; this is a restart
+				break
+			}
+			if o.Template != t.Template && o.Desired <= model.StateRunning && !o.State.Terminal() && stays(s.before, o) {
+				replaces = true
+			}
+		}
+		if replaces {
+			j.rolled[t.ID] = true
+			added[svc.ID] = true
 		}
 	}
 	for _, id := range sortedKeys(added) {

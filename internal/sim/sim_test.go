@@ -41,7 +41,7 @@ func runSeeds(t *testing.T, more func(i uint64) bool, first uint64) (steps int, 
 				mu.Lock()
 				i := next
 				next++
-				stop := failed >= 3
+				stop := failed >= 12
 				mu.Unlock()
 				if stop || !more(i) {
 					return
