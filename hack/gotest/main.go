@@ -144,8 +144,17 @@ func (s *summary) endPackage(e event, key string) {
 
 func (s *summary) close(took time.Duration) {
 	slices.SortFunc(s.skips, func(a, b skip) int { return cmp.Compare(a.reason+a.name, b.reason+b.name) })
-	for _, sk := range s.skips {
-		fmt.Fprintf(s.out, "skipped %s: %s\n", sk.name, sk.reason)
+	for i := 0; i < len(s.skips); {
+		same := s.skips[i:]
+		if n := slices.IndexFunc(same, func(o skip) bool { return o.reason != same[0].reason }); n > 0 {
+			same = same[:n]
+		}
+		i += len(same)
+		var names []string
+		for _, sk := range same {
+			names = append(names, sk.name)
+		}
+		fmt.Fprintf(s.out, "skipped %d, %s: %s\n", len(same), same[0].reason, strings.Join(names, ", "))
 	}
 	if len(s.broken) > 0 {
 		fmt.Fprintf(s.out, "failed: %s\n", strings.Join(s.broken, ", "))

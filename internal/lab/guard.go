@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
@@ -79,6 +80,21 @@ func namespaceInodes(pid int) ([]uint64, error) {
 		inodes = append(inodes, n)
 	}
 	return inodes, nil
+}
+
+// endGrace is how long a process outside of a host, such as the outer end of a
+// Command, may take to end after the host has died.
+const endGrace = 5 * time.Second
+
+// awaitEmpty waits until no process sits in one of the namespaces, and else reports
+// those that still do.
+func awaitEmpty(spaces []uint64) error {
+	for deadline := time.Now().Add(endGrace); ; time.Sleep(2 * time.Millisecond) {
+		// No event tells when a process of others has left a namespace.
+		if err := stillInside(spaces); err == nil || time.Now().After(deadline) {
+			return err
+		}
+	}
 }
 
 // stillInside reports processes that sit in one of the namespaces.

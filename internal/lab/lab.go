@@ -209,7 +209,7 @@ func (l *Lab) Close() error {
 		spaces = append(spaces, h.spaces()...)
 		errs = append(errs, h.Crash())
 	}
-	errs = append(errs, stillInside(spaces))
+	errs = append(errs, awaitEmpty(spaces))
 	if l.bridge.IsOpen() {
 		errs = append(errs, l.bridge.Close())
 	}
