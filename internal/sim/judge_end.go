@@ -100,7 +100,7 @@ func (j *judge) containers(s *state.Snapshot) string {
 }
 
 func (j *judge) service(s *state.Snapshot, svc *model.Service) string {
-	live, done, waits := 0, map[slotKey]bool{}, false
+	live, done, waits, old := 0, map[slotKey]bool{}, false, ""
 	for t := range s.Tasks(svc.ID) {
 		switch {
 		case t.JobIteration == svc.JobIteration && t.State == model.StateComplete:
@@ -114,12 +114,17 @@ func (j *judge) service(s *state.Snapshot, svc *model.Service) string {
 		default:
 			live++
 			if t.Template != svc.Template && !paused(svc.Update) {
-				return fmt.Sprintf("%s is of template %d, in force is %d", short(t.ID), t.Template, svc.Template)
+				old = fmt.Sprintf("%s is of template %d, in force is %d", short(t.ID), t.Template, svc.Template)
 			}
 		}
 	}
-	if inProgress(svc.Update) && !waits {
-		return "its update is in progress" // without a place for its tasks it has to wait
+	if !waits { // without a place for its tasks an update has to wait
+		switch {
+		case inProgress(svc.Update):
+			return "its update is in progress"
+		case old != "":
+			return old
+		}
 	}
 	mode := svc.Spec().Mode
 	switch {
@@ -151,15 +156,20 @@ func mayFinish(svc *model.Service) bool {
 
 // eligible is on how many nodes a global service should run.
 func eligible(s *state.Snapshot, svc *model.Service) int {
-	var cs []model.Constraint
-	if p := svc.Spec().TaskTemplate.Placement; p != nil {
-		cs, _ = model.ParseConstraints(p.Constraints)
-	}
 	n := 0
 	for node := range s.Nodes() {
-		if model.NodeMatches(cs, node, s.Cluster().Namer().NodeID(node.ID)) {
+		if matches(s, svc, node) {
 			n++
 		}
 	}
 	return n
+}
+
+// matches reports whether a node satisfies a service's constraints.
+func matches(s *state.Snapshot, svc *model.Service, n *model.Node) bool {
+	var cs []model.Constraint
+	if p := svc.Spec().TaskTemplate.Placement; p != nil {
+		cs, _ = model.ParseConstraints(p.Constraints)
+	}
+	return model.NodeMatches(cs, n, s.Cluster().Namer().NodeID(n.ID))
 }

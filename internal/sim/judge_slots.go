@@ -186,7 +186,8 @@ func stays(s *state.Snapshot, t *model.Task) bool {
 		return true
 	}
 	n := s.Node(t.Node)
-	return n != nil && n.State == swarm.NodeStateReady && n.Spec.Availability != swarm.NodeAvailabilityDrain
+	svc := s.Service(t.ID.Service)
+	return n != nil && svc != nil && n.State == swarm.NodeStateReady && n.Spec.Availability != swarm.NodeAvailabilityDrain && matches(s, svc, n)
 }
 
 // underWay reports whether a rollout's task has not come up, or not long enough ago.

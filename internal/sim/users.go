@@ -68,13 +68,29 @@ func (w *world) join() {
 	n.Description.Platform = swarm.Platform{Architecture: "x86_64", OS: "linux"}
 	n.Description.Resources = swarm.Resources{NanoCPUs: 4e9, MemoryBytes: 1 << 30}
 	if w.cfg.smallBlocks {
-		i := int(id - 1)
-		n.Blocks = []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 96, byte(i % 4), byte(i / 4 * 16)}), 28)}
+		n.Blocks = w.smallBlock()
 	}
 	w.commitNow("join", model.Change{PutNode: n})
 	host := newNode(w, int(id))
 	w.nodes = append(w.nodes, host)
 	host.start()
+}
+
+// smallBlock is a free block of few addresses, or nothing when there is none left.
+func (w *world) smallBlock() []netip.Prefix {
+next:
+	for i := range 64 {
+		b := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 96, byte(i % 4), byte(i / 4 * 16)}), 28)
+		for o := range w.log.truth.Nodes() {
+			for _, have := range o.Blocks {
+				if have.Overlaps(b) {
+					continue next
+				}
+			}
+		}
+		return []netip.Prefix{b}
+	}
+	return nil
 }
 
 func (u *users) begin() {
