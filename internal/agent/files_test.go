@@ -4,6 +4,8 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"testing"
 
 	"github.com/moby/moby/api/types/mount"
@@ -72,7 +74,8 @@ func TestPlaceholders(t *testing.T) {
 	if got, err = a.buildSpec(&pb.Task{Id: "t1"}, tpl); err != nil || got.Name != "web.node1.t1" {
 		t.Errorf("global task: %q, %v", got.Name, err)
 	}
-	for _, bad := range []string{"{{", "{{.Nope}}", `{{range $i, $_ := .Service.Labels}}{{printf "%99999s" $i}}{{end}}`} {
+	for _, bad := range []string{"{{", "{{.Nope}}", "{{range 9223372036854775807}}{{end}}", "{{if true}}{{else}}{{with 1}}{{range 99}}{{end}}{{end}}{{end}}",
+		`{{define "a"}}{{template "a"}}{{template "a"}}{{end}}{{template "a"}}`, `{{range $i, $_ := .Service.Labels}}{{printf "%99999s" $i}}{{end}}`} {
 		spec.ContainerSpec.Hostname = bad
 		if _, err := a.buildSpec(&pb.Task{Id: "t1"}, tpl); err == nil {
 			t.Errorf("%q was accepted", bad)
@@ -98,6 +101,11 @@ func TestForget(t *testing.T) {
 	stop()
 	if err := a.Forget(t.Context()); err != nil {
 		t.Fatal(err)
+	}
+	steps := h.node.Steps()
+	stopped, removed := slices.IndexFunc(steps, func(s string) bool { return strings.HasPrefix(s, "stop ") }), slices.IndexFunc(steps, func(s string) bool { return strings.HasPrefix(s, "remove ") })
+	if stopped < 0 || removed < stopped {
+		t.Errorf("the container was not stopped before it was removed: %q", steps)
 	}
 	if len(h.node.Containers()) != 0 || h.net.numTasks() != 0 || h.keeper.numLogs() != 0 || h.keeper.numHeld() != 0 {
 		t.Errorf("left: %d containers, %d networks, %d logs", len(h.node.Containers()), h.net.numTasks(), h.keeper.numLogs())

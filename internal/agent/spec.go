@@ -2,11 +2,13 @@ package agent
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"strconv"
 	"strings"
 	gotemplate "text/template"
+	"text/template/parse"
 
 	"github.com/moby/moby/api/types/mount"
 	"github.com/moby/moby/api/types/swarm"
@@ -78,11 +80,45 @@ func (s *scope) expand(text string) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	if t.Tree != nil {
+		if err := straight(t.Root); err != nil {
+			return "", err
+		}
+	}
 	out := &bounded{left: maxExpanded}
 	if err := t.Execute(out, s); err != nil {
 		return "", err
 	}
 	return out.String(), nil
+}
+
+// straight refuses what could run for ever without writing a byte, which nobody could stop: loops, and templates that
+// call each other. What is left takes as long as its text.
+func straight(n parse.Node) error {
+	var branch parse.BranchNode
+	switch n := n.(type) {
+	case *parse.ListNode:
+		if n == nil {
+			return nil
+		}
+		for _, child := range n.Nodes {
+			if err := straight(child); err != nil {
+				return err
+			}
+		}
+		return nil
+	case *parse.RangeNode:
+		return errors.New("a placeholder cannot loop with range")
+	case *parse.TemplateNode:
+		return errors.New("a placeholder cannot call another template")
+	case *parse.IfNode:
+		branch = n.BranchNode
+	case *parse.WithNode:
+		branch = n.BranchNode
+	default:
+		return nil
+	}
+	return errors.Join(straight(branch.List), straight(branch.ElseList))
 }
 
 // bounded is a buffer that refuses to grow without end.
