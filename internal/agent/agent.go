@@ -274,7 +274,12 @@ func (a *Agent) Forget(ctx context.Context) error {
 	errs := make([]error, len(list))
 	var wg sync.WaitGroup
 	for i, t := range list {
-		wg.Go(func() { errs[i] = t.do.Remove(ctx) })
+		wg.Go(func() {
+			// Removing kills; stopping gives the program its grace period to put its data away.
+			if errs[i] = t.do.Stop(ctx); errs[i] == nil {
+				errs[i] = t.do.Remove(ctx)
+			}
+		})
 	}
 	wg.Wait()
 	errs = append(errs, a.net.releaseAll(ctx), a.pruneContainers(ctx, map[string]bool{}), removeStore(a.cfg.Dir))

@@ -238,6 +238,29 @@ func TestIngressPortsAndClash(t *testing.T) {
 	})
 }
 
+// An ingress port that a task holds in host mode is told as a clash until the task has gone; then it is served.
+func TestIngressPortAfterHostPort(t *testing.T) {
+	h := newHost(t)
+	m := newScripted(t, h)
+	m.template(1, simpleSpec(), swarm.PortConfig{TargetPort: 80, PublishedPort: 9090, Protocol: "tcp", PublishMode: swarm.PortConfigPublishModeHost})
+	id := m.assign(1, 1, model.StateRunning)
+	_, stop := h.start(t)
+	defer stop()
+	m.awaitState(id, model.StateRunning)
+	m.publish(&pb.PortRow{Key: &pb.PortKey{Protocol: "tcp", Port: 9090}, Service: 2, Backends: []*pb.Backend{{Addr4: []byte{10, 128, 1, 9}, Port: 8080}}})
+	clashes := func() int {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		return len(m.clashes)
+	}
+	eventually(t, "the clash is told", func() bool { return clashes() == 1 })
+	m.assign(1, 1, model.StateShutdown)
+	eventually(t, "the port is served and no clash any more", func() bool {
+		p, ok := h.net.port(netplan.PortKey{Proto: netplan.TCP, Number: 9090})
+		return ok && p.Mode == netplan.Ingress && clashes() == 0
+	})
+}
+
 // A task is told to stop when no published port of the node leads to it any more, or when it takes too long.
 func TestStopsWhatIsNotPublished(t *testing.T) {
 	h := newHost(t)

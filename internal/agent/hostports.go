@@ -188,7 +188,9 @@ func (n *network) hold(ctx context.Context) error {
 			continue
 		}
 		n.owners[k] = model.TaskID{}
-		if !n.held[k] {
+		if n.held[k] {
+			delete(n.clashes, k) // a task in host mode had it, and handed it over
+		} else {
 			keys = append(keys, k)
 		}
 	}

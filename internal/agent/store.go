@@ -118,6 +118,7 @@ func (s *store) write(ops ...op) error {
 	defer s.mu.Unlock()
 	s.apply(ops)
 	if s.live > maxStoreBytes {
+		s.broken = true // once there is room again, the whole is written
 		return fmt.Errorf("agent's store: %d bytes are more than its limit", s.live)
 	}
 	if s.broken || s.size > 2*s.live+compactSlack {
