@@ -37,14 +37,14 @@ const waitDelay = 5 * time.Second
 // It cannot be started while the host is down.
 func (h *Host) Command(ctx context.Context, name string, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, "/proc/self/exe")
-	inodes, err := namespaceInodes(h.Pid())
+	space, err := networkInode(h.Pid())
 	if err != nil {
 		cmd.Err = fmt.Errorf("lab: host %s is down", h.name)
 		return cmd
 	}
 	// A program may leave children that hold its output open; do not wait for them.
 	cmd.WaitDelay = waitDelay
-	cmd.Args = append([]string{argEnter, strconv.Itoa(h.Pid()), strconv.FormatUint(inodes[0], 10), h.Group(), name}, args...)
+	cmd.Args = append([]string{argEnter, strconv.Itoa(h.Pid()), strconv.FormatUint(space, 10), h.Group(), name}, args...)
 	return cmd
 }
 
@@ -153,11 +153,11 @@ func moveInto(pid int, wantNet uint64, group string) error {
 		return err
 	}
 	defer unix.Close(fd)
-	have, err := namespaceInodes(pid)
+	have, err := networkInode(pid)
 	if err != nil {
 		return err
 	}
-	if have[0] != wantNet {
+	if have != wantNet {
 		return fmt.Errorf("process %d is another host by now", pid)
 	}
 	if err := joinGroup(filepath.Join(group, initGroup), os.Getpid()); err != nil {

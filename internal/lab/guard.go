@@ -65,43 +65,37 @@ func markOf(ns netns.NsHandle) (string, error) {
 	return markPrefix + strconv.FormatUint(st.Ino, 10), nil
 }
 
-// namespaceInodes returns the inodes of a process's network and PID namespace.
-func namespaceInodes(pid int) ([]uint64, error) {
-	var inodes []uint64
-	for _, kind := range []string{"net", "pid"} {
-		link, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/%s", pid, kind))
-		if err != nil {
-			return nil, err
-		}
-		n, err := strconv.ParseUint(strings.TrimSuffix(strings.TrimPrefix(link, kind+":["), "]"), 10, 64)
-		if err != nil {
-			return nil, fmt.Errorf("reading the namespaces of process %d: %w", pid, err)
-		}
-		inodes = append(inodes, n)
+// networkInode returns the inode of a process's network namespace.
+func networkInode(pid int) (uint64, error) {
+	link, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/net", pid))
+	if err != nil {
+		return 0, err
 	}
-	return inodes, nil
+	n, err := strconv.ParseUint(strings.TrimSuffix(strings.TrimPrefix(link, "net:["), "]"), 10, 64)
+	if err != nil {
+		return 0, fmt.Errorf("reading the namespaces of process %d: %w", pid, err)
+	}
+	return n, nil
 }
 
 // endGrace is how long a process outside of a host, such as the outer end of a
 // Command, may take to end after the host has died.
 const endGrace = 5 * time.Second
 
-// awaitEmpty waits until no process sits in one of the namespaces, and else reports
-// those that still do.
-func awaitEmpty(spaces []uint64) error {
+// awaitEmpty waits until no process sits in a network namespace, and else reports
+// those that still do. The caller holds the namespace open: the kernel gives the
+// inode of one that has gone to the next.
+func awaitEmpty(space uint64) error {
 	for deadline := time.Now().Add(endGrace); ; time.Sleep(2 * time.Millisecond) {
 		// No event tells when a process of others has left a namespace.
-		if err := stillInside(spaces); err == nil || time.Now().After(deadline) {
+		if err := stillInside(space); err == nil || time.Now().After(deadline) {
 			return err
 		}
 	}
 }
 
-// stillInside reports processes that sit in one of the namespaces.
-func stillInside(spaces []uint64) error {
-	if len(spaces) == 0 {
-		return nil
-	}
+// stillInside reports processes that sit in a network namespace.
+func stillInside(space uint64) error {
 	entries, err := os.ReadDir("/proc")
 	if err != nil {
 		return err
@@ -112,16 +106,9 @@ func stillInside(spaces []uint64) error {
 		if err != nil {
 			continue
 		}
-		have, err := namespaceInodes(pid)
-		if err != nil {
-			continue // it ended, or is a zombie without namespaces
-		}
-		for _, ino := range have {
-			for _, s := range spaces {
-				if ino == s {
-					errs = append(errs, fmt.Errorf("process %d is still in a host's namespace", pid))
-				}
-			}
+		have, err := networkInode(pid)
+		if err == nil && have == space { // else it ended, or is a zombie without namespaces
+			errs = append(errs, fmt.Errorf("process %d is still in a host's namespace", pid))
 		}
 	}
 	return errors.Join(errs...)

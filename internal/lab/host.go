@@ -29,10 +29,10 @@ type Host struct {
 
 	power sync.Mutex // held while the host boots or dies
 
-	mu     sync.Mutex
-	init   *process // pid 1, nil while the host is down
-	net    netns.NsHandle
-	inodes []uint64 // of the network and PID namespaces of all boots
+	mu    sync.Mutex
+	init  *process // pid 1, nil while the host is down
+	net   netns.NsHandle
+	space uint64 // inode of net
 }
 
 // Name is the host's name, inside and outside.
@@ -113,14 +113,13 @@ func (h *Host) Boot(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	inodes, err := namespaceInodes(pid1.pid)
+	space, err := networkInode(pid1.pid)
 	if err != nil {
 		ns.Close()
 		return err
 	}
 	h.mu.Lock()
-	h.net = ns
-	h.inodes = append(h.inodes, inodes...)
+	h.net, h.space = ns, space
 	h.mu.Unlock()
 	return h.plugIn(ns)
 }
@@ -319,7 +318,7 @@ func (h *Host) PowerLoss() error {
 
 func (h *Host) kill() error {
 	h.mu.Lock()
-	pid1, ns := h.init, h.net
+	pid1, ns, space := h.init, h.net, h.space
 	h.init, h.net = nil, 0
 	h.mu.Unlock()
 	if pid1 == nil {
@@ -327,15 +326,9 @@ func (h *Host) kill() error {
 	}
 	err := pid1.kill()
 	if ns > 0 {
-		err = errors.Join(err, ns.Close())
+		err = errors.Join(err, awaitEmpty(space), ns.Close())
 	}
 	return err
-}
-
-func (h *Host) spaces() []uint64 {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	return append([]uint64(nil), h.inodes...)
 }
 
 // A process is a child that is waited for by the thread that started it.

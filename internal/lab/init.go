@@ -87,11 +87,12 @@ func becomeHost() error {
 	if err != nil {
 		return err
 	}
-	for fd := range 2 { // the end of standard output tells the lab to go on
-		if err := unix.Dup3(int(null.Fd()), fd, 0); err != nil {
-			return err
-		}
+	if err := unix.Dup3(int(null.Fd()), 0, 0); err != nil {
+		return err
 	}
+	// The end of standard output tells the lab to go on; it comes with the exec, so
+	// that nobody sees pid 1 under its first name.
+	unix.CloseOnExec(1)
 	return unix.Exec(self, []string{argReaper, cfg.Name}, os.Environ())
 }
 

@@ -204,12 +204,9 @@ func (l *Lab) Close() error {
 		return nil
 	}
 	var errs []error
-	var spaces []uint64
 	for _, h := range hosts {
-		spaces = append(spaces, h.spaces()...)
 		errs = append(errs, h.Crash())
 	}
-	errs = append(errs, awaitEmpty(spaces))
 	if l.bridge.IsOpen() {
 		errs = append(errs, l.bridge.Close())
 	}
