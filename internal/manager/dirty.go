@@ -51,6 +51,9 @@ func (d *dirty) applied(a replica.Applied) {
 		switch k.Kind {
 		case model.KindService:
 			d.services[k.Service()] = struct{}{}
+			if releasedPorts(a, k.Service()) {
+				d.wakeWaiting()
+			}
 		case model.KindTask:
 			d.services[model.ServiceID(k.A)] = struct{}{}
 			if freed(a, k.Task()) {
@@ -91,6 +94,12 @@ func (d *dirty) down(s *state.Snapshot) {
 func freed(a replica.Applied, id model.TaskID) bool {
 	before, after := a.Before.Task(id), a.After.Task(id)
 	return before != nil && before.Node != 0 && !before.State.Terminal() && (after == nil || after.State.Terminal())
+}
+
+// releasedPorts reports whether a service gave published ports up in this step.
+func releasedPorts(a replica.Applied, id model.ServiceID) bool {
+	before, after := a.Before.Service(id), a.After.Service(id)
+	return before != nil && len(before.Ports) > 0 && (after == nil || !slices.Equal(before.Ports, after.Ports))
 }
 
 func (d *dirty) node(a replica.Applied, id model.NodeID) {

@@ -162,7 +162,7 @@ func (j *judge) parallelism(s *step) {
 		}
 		n := 0
 		for t := range s.after.Tasks(id) {
-			if j.rolled[t.ID] && t.Template == svc.Template && t.CreatedAt >= svc.Update.StartedAt && underWay(t, delay, s.now) {
+			if j.rolled[t.ID] && t.Template == svc.Template && t.CreatedAt >= svc.Update.StartedAt && t.Desired < model.StateRemove && underWay(t, delay, s.now) {
 				n++
 			}
 		}
