@@ -208,3 +208,24 @@ func TestWhy(t *testing.T) {
 		t.Errorf("%d %s", code, errs)
 	}
 }
+
+func TestUpdateVerbs(t *testing.T) {
+	host := fakeDaemon(t, map[string]any{
+		"POST /skep/v1/services/web/rollback":      `{"Revision":7,"Message":"manually requested rollback"}`,
+		"POST /skep/v1/services/web/update/pause":  `{"Revision":6,"Message":"update paused on request"}`,
+		"POST /skep/v1/services/web/update/resume": `{"Revision":6,"Message":"update in progress"}`,
+		"POST /skep/v1/services/web/update/cancel": `{"Revision":8,"Message":"update canceled on request"}`,
+		"POST /skep/v1/swarm/accept-loss":          `{"Message":"fine"}`,
+	})
+	for args, want := range map[string]string{
+		"service rollback --to 3 web": "web: manually requested rollback (revision 7)\n",
+		"service pause web":           "web: update paused on request (revision 6)\n",
+		"service resume web":          "web: update in progress (revision 6)\n",
+		"service cancel web":          "web: update canceled on request (revision 8)\n",
+		"swarm accept-loss":           "fine\n",
+	} {
+		if code, out, errs := run(t, host, strings.Fields(args)...); code != 0 || out != want {
+			t.Errorf("%s: %d %q %s", args, code, out, errs)
+		}
+	}
+}

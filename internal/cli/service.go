@@ -16,8 +16,9 @@ import (
 )
 
 func (c *cli) service() *cobra.Command {
-	cmd := &cobra.Command{Use: "service", Aliases: []string{"services"}, Short: "Look at services"}
-	cmd.AddCommand(c.serviceLs(), c.servicePs(), c.serviceLogs(), c.serviceWhy(), c.serviceHistory(), c.serviceDiff())
+	cmd := &cobra.Command{Use: "service", Aliases: []string{"services"}, Short: "Look at services, and steer their updates"}
+	cmd.AddCommand(c.serviceLs(), c.servicePs(), c.serviceLogs(), c.serviceWhy(), c.serviceHistory(), c.serviceDiff(), c.serviceRollback(),
+		c.serviceUpdate("pause", "Hold a rollout where it is"), c.serviceUpdate("resume", "Let a paused rollout go on"), c.serviceUpdate("cancel", "Give up an update and go back"))
 	return cmd
 }
 

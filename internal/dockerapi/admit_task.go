@@ -170,7 +170,7 @@ func admitMount(m *mount.Mount) error {
 		switch {
 		case m.BindOptions != nil || m.TmpfsOptions != nil:
 			return bad("field BindOptions or TmpfsOptions must not be specified")
-		case m.Source != "" && !volumeName.MatchString(m.Source):
+		case m.Source != "" && !strings.Contains(m.Source, "{{") && !volumeName.MatchString(m.Source):
 			return bad("%q includes invalid characters for a local volume name, only %q are allowed. If you intended to pass a host directory, use absolute path", m.Source, "[a-zA-Z0-9][a-zA-Z0-9_.-]")
 		}
 	case mount.TypeTmpfs:

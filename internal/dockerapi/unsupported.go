@@ -61,10 +61,6 @@ var laterFeatures = []struct {
 		p := containerOf(s).Privileges
 		return p != nil && p.CredentialSpec != nil
 	}, "credential specs are for Windows and not available"},
-	{func(s *swarm.ServiceSpec) bool {
-		r := s.TaskTemplate.Resources
-		return r != nil && r.Reservations != nil && len(r.Reservations.GenericResources) > 0
-	}, "generic resources are not available yet"},
 }
 
 // unsupportedFeature is why a spec cannot run yet; nil when it can.

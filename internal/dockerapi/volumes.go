@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 
 	"github.com/moby/moby/api/types/volume"
 	"github.com/skep-swarm/skep/internal/model"
@@ -109,6 +110,13 @@ func (s *Server) createVolume(r *request) error {
 
 func (s *Server) removeVolume(r *request) error {
 	name, force := r.vars["name"], r.bool("force")
+	list, err := s.volumes(r.ctx())
+	if err != nil {
+		return err
+	}
+	if !force && !slices.ContainsFunc(list, func(v volume.Volume) bool { return v.Name == name }) {
+		return notFoundf("get %s: no such volume", name)
+	}
 	containers, err := s.backend.ListContainers(r.ctx())
 	if err != nil {
 		return fmt.Errorf("list containers: %w", err)

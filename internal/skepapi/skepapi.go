@@ -37,6 +37,9 @@ func New(b Backend) http.Handler {
 	mux.HandleFunc("POST /skep/v1/down", s.down)
 	mux.HandleFunc("GET /skep/v1/services/{id}/history", s.answer(s.history))
 	mux.HandleFunc("GET /skep/v1/services/{id}/why", s.answer(s.why))
+	mux.HandleFunc("POST /skep/v1/services/{id}/rollback", s.answer(s.rollback))
+	mux.HandleFunc("POST /skep/v1/services/{id}/update/{action}", s.answer(s.update))
+	mux.HandleFunc("POST /skep/v1/swarm/accept-loss", s.answer(s.acceptLoss))
 	mux.HandleFunc("/skep/", func(w http.ResponseWriter, r *http.Request) {
 		fail(w, model.NotFoundf("page not found: %s %s", r.Method, r.URL.Path))
 	})

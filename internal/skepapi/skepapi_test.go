@@ -134,3 +134,56 @@ func TestErrorsAndDown(t *testing.T) {
 		t.Errorf("down was called %d times", f.downs)
 	}
 }
+
+func post[T any](t *testing.T, f *fakeBackend, path string) (T, int) {
+	t.Helper()
+	rec := httptest.NewRecorder()
+	New(f).ServeHTTP(rec, httptest.NewRequest("POST", path, nil))
+	var v T
+	if err := json.Unmarshal(rec.Body.Bytes(), &v); err != nil {
+		t.Fatalf("%s: %v in %s", path, err, rec.Body)
+	}
+	return v, rec.Code
+}
+
+func TestRolloutIsPausedResumedCanceledAndRolledBack(t *testing.T) {
+	f := newFake(t)
+	type answer struct{ Message string }
+	refuse := func(path, want string) {
+		t.Helper()
+		if a, code := post[answer](t, f, "/skep/v1/services/web/"+path); code != 400 && code != 404 || !strings.Contains(a.Message, want) {
+			t.Errorf("%s: %d %q, want …%s…", path, code, a.Message, want)
+		}
+	}
+	refuse("rollback", "does not have a previous spec")
+	refuse("update/pause", "has no update in progress")
+	refuse("update/halt", "not \"halt\"")
+	f.revision(`{"Name":"web","Mode":{"Replicated":{"Replicas":4}},"TaskTemplate":{"ForceUpdate":1},"EndpointSpec":{}}`)
+	f.must(model.Change{SetUpdate: &model.UpdateSet{Service: 1, Update: &model.UpdateStatus{State: swarm.UpdateStateUpdating}}})
+	for _, step := range []struct {
+		path string
+		want swarm.UpdateState
+		rev  uint64
+	}{
+		{"update/pause", swarm.UpdateStatePaused, 2}, {"update/resume", swarm.UpdateStateUpdating, 2},
+		{"update/cancel", swarm.UpdateStateRollbackStarted, 3}, {"rollback?to=2", swarm.UpdateStateRollbackStarted, 4},
+	} {
+		d, code := post[Done](t, f, "/skep/v1/services/web/"+step.path)
+		if svc := f.snap.Service(1); code != 200 || d.Revision != step.rev || svc.Update.State != step.want {
+			t.Errorf("%s: %d %+v, update %+v", step.path, code, d, svc.Update)
+		}
+	}
+	if got := string(f.snap.Service(1).Current().Spec.Raw); !strings.Contains(got, `"ForceUpdate":1`) {
+		t.Errorf("revision 4 is not revision 2: %s", got)
+	}
+	refuse("rollback?to=x", "is not the number of a revision")
+	refuse("rollback?to=99", "has no revision 99")
+	refuse("rollback?to=4", "in force already")
+}
+
+func TestAcceptLoss(t *testing.T) {
+	f := newFake(t)
+	if _, code := post[Done](t, f, "/skep/v1/swarm/accept-loss"); code != 200 || f.snap.Cluster().LossAccepted == 0 {
+		t.Errorf("%d, %+v", code, f.snap.Cluster().LossAccepted)
+	}
+}
