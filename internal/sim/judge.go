@@ -147,7 +147,7 @@ func (j *judge) place(s *step, t *model.Task) {
 			}
 		}
 	}
-	if r, ok := j.rests[t.Gateway4]; ok && s.now-r.since < quarantine && j.others(n, s.now) && s.before.Task(r.task) != nil && s.after.Task(r.task) != nil {
+	if r, ok := j.rests[t.Gateway4]; ok && s.now-r.since < quarantine && j.others(n, s.now) && !j.known(addressForgotten, forgotten(s, r.task, t.Node)) {
 		j.w.fail("law: a freed address rests for a minute while others are free: %s, freed %s ago, was given to %s",
 			t.Gateway4, time.Duration(s.now-r.since), short(t.ID))
 	}

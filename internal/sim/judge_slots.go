@@ -100,7 +100,7 @@ func (j *judge) attempts(s *step) {
 				prev = o
 			}
 		}
-		if prev == nil || prev.Template != t.Template || prev.JobIteration != t.JobIteration {
+		if prev == nil || prev.Template != t.Template || prev.JobIteration != t.JobIteration || j.known(rolloutRetries, j.rolls(s, t)) {
 			continue
 		}
 		chain := append(append([]model.Time(nil), j.chain[prev.ID]...), s.after.Time())
@@ -122,6 +122,18 @@ func (j *judge) attempts(s *step) {
 			j.w.fail("law: max attempts is never exceeded: %s is restart %d in its slot, the policy allows %d", short(t.ID), counted, *p.MaxAttempts)
 		}
 	}
+}
+
+// rolls reports whether a task was put into its slot although another one is wanted there that the
+// rollout has to replace.
+func (j *judge) rolls(s *step, t *model.Task) bool {
+	svc := s.after.Service(t.ID.Service)
+	for o := range s.before.Tasks(t.ID.Service) {
+		if slotOf(o) == slotOf(t) && o.Template != t.Template && o.Desired <= model.StateRunning && !o.State.Terminal() {
+			return inProgress(svc.Update)
+		}
+	}
+	return false
 }
 
 // parallelism judges that a rollout has no more slots under way than it may.

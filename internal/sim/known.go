@@ -1,0 +1,43 @@
+package sim
+
+import (
+	"github.com/skep-swarm/skep/internal/model"
+	"github.com/skep-swarm/skep/internal/state"
+)
+
+// gap is a law that the product is known not to keep in one circumstance. The judge passes over
+// it, so that other seeds are judged to their end, unless it was told to be strict; each gap has a
+// test that is strict about a seed of its own.
+type gap string
+
+const (
+	// addressForgotten: a freed address rests only as long as its dead task is still in the history
+	// of the same node. When the task is deleted at once (its service or slot was removed, its job
+	// ran again) or the node's block went to another node, the address is given again at once.
+	addressForgotten gap = "address-forgotten"
+	// neverPlaced: a task that a rollout made, that found no node and was replaced again stays
+	// "pending", and the rollout counts it as under way for ever.
+	neverPlaced gap = "never-placed"
+	// rolloutRetries: starting first and going on after failures, a rollout begins again with a slot
+	// whose new task used up its attempts, without end, because the old task is still there.
+	rolloutRetries gap = "rollout-retries"
+)
+
+// known reports whether what would be a failure is a known gap.
+func (j *judge) known(g gap, is bool) bool { return is && !j.w.opt.strict[g] }
+
+// forgotten reports whether the history of the node says no more of the task that had an address.
+func forgotten(s *step, had model.TaskID, node model.NodeID) bool {
+	b, a := s.before.Task(had), s.after.Task(had)
+	return b == nil || a == nil || a.Node != node
+}
+
+// stuck reports whether the rollout has a task under way that will never be.
+func stuck(s *state.Snapshot, svc *model.Service) bool {
+	for t := range s.Tasks(svc.ID) {
+		if inProgress(svc.Update) && t.State < model.StateAssigned && t.Desired > model.StateRunning && t.Template == svc.Template && t.CreatedAt >= svc.Update.StartedAt {
+			return true
+		}
+	}
+	return false
+}
