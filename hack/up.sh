@@ -24,7 +24,7 @@ export DOCKER_HOST=unix:///run/skep/skep.sock
 if ! docker service inspect "$name" >/dev/null 2>&1; then
 	if ! docker image inspect "$image" >/dev/null 2>&1; then
 		echo "making the image $image from Debian's packages"
-		bin/skep image load -q -i "$(bin/mkimage nginx)"
+		bin/skep image load -q -i "$(bin/mkimage nginx)" >/dev/null
 	fi
 	echo "starting the service $name: $REPLICAS × $image on port $PORT"
 	docker service create -d -q --name "$name" --replicas "$REPLICAS" --publish "$PORT:80" "$image" >/dev/null

@@ -206,7 +206,9 @@ func outputLines(ctx context.Context, name string, args ...string) ([]string, er
 	}
 	var lines []string
 	for line := range strings.Lines(string(out)) {
-		if line = strings.TrimSpace(changing.ReplaceAllString(line, "")); line != "" {
+		line = strings.TrimSpace(changing.ReplaceAllString(line, ""))
+		// The kernel makes anycast routes on every link of a machine that forwards.
+		if line != "" && !strings.HasPrefix(line, "anycast ") {
 			lines = append(lines, line)
 		}
 	}
