@@ -5,7 +5,9 @@ import (
 	"encoding/json"
 	"net/netip"
 
+	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/mount"
 	"github.com/moby/moby/api/types/volume"
 	"github.com/skep-swarm/skep/internal/dockerapi"
 	"github.com/skep-swarm/skep/internal/images"
@@ -52,7 +54,22 @@ func (b *backend) container(c *runtime.Container, byDigest map[string]*images.Im
 		out.ImageID = img.ID
 	}
 	b.addTask(&out, c.TaskID, img, snap)
+	b.nameVolumes(&out, c.Volumes)
 	return out
+}
+
+// nameVolumes says which volumes a container really mounts: a spec leaves names out or has placeholders in them, and
+// one that is forgotten already still has its volumes in use.
+func (b *backend) nameVolumes(out *dockerapi.Container, names []string) {
+	for i := range out.Mounts {
+		if p := &out.Mounts[i]; p.Type == mount.TypeVolume && len(names) > 0 {
+			p.Name, p.Driver, p.Source = names[0], "local", b.cfg.data("volumes", names[0], "_data")
+			names = names[1:]
+		}
+	}
+	for _, name := range names {
+		out.Mounts = append(out.Mounts, container.MountPoint{Type: mount.TypeVolume, Name: name, Driver: "local", Source: b.cfg.data("volumes", name, "_data"), RW: true})
+	}
 }
 
 // addTask adds what only the task's spec tells.
@@ -90,9 +107,6 @@ func (b *backend) addTask(out *dockerapi.Container, taskID string, img *images.I
 	out.Command = command(spec.Command, spec.Args, img)
 	for _, m := range spec.Mounts {
 		p := container.MountPoint{Type: m.Type, Source: m.Source, Destination: m.Target, RW: !m.ReadOnly}
-		if m.Type == "volume" {
-			p.Name, p.Driver, p.Source = m.Source, "local", b.cfg.data("volumes", m.Source, "_data")
-		}
 		out.Mounts = append(out.Mounts, p)
 	}
 }
@@ -157,9 +171,8 @@ func (b *backend) CreateVolume(ctx context.Context, req volume.CreateRequest) (v
 
 // RemoveVolume removes a volume and what is in it.
 func (b *backend) RemoveVolume(ctx context.Context, name string, force bool) error {
-	err := sorted(b.volumes.Remove(ctx, name))
-	if force && model.KindOf(err) == model.NotFound {
-		return nil
+	if _, err := b.volumes.Inspect(ctx, name); errdefs.IsNotFound(err) && !force {
+		return model.NotFoundf("get %s: no such volume", name)
 	}
-	return err
+	return sorted(b.volumes.Remove(ctx, name))
 }

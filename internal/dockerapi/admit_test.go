@@ -43,6 +43,7 @@ func TestAdmit(t *testing.T) {
 		{"protocol", `{"EndpointSpec":{"Ports":[{"TargetPort":53,"Protocol":"icmp"}]}}`, `invalid protocol value "icmp"`},
 		{"dnsrr host", `{"EndpointSpec":{"Mode":"dnsrr","Ports":[{"TargetPort":80,"PublishedPort":80,"PublishMode":"host"}]}}`, ""},
 		{"mount type", `{"TaskTemplate":{"ContainerSpec":{"Image":"a","Mounts":[{"Type":"x","Target":"/a"}]}}}`, `invalid MountType: "x"`},
+		{"volume of each task", `{"TaskTemplate":{"ContainerSpec":{"Image":"a","Mounts":[{"Type":"volume","Source":"v-{{.Task.Slot}}","Target":"/a"}]}}}`, ""},
 		{"relative bind", `{"TaskTemplate":{"ContainerSpec":{"Image":"a","Mounts":[{"Type":"bind","Source":"a","Target":"/a"}]}}}`, rpc + `ContainerSpec: invalid mount config for type "bind": invalid mount path: 'a' mount path must be absolute`},
 		{"image mount", `{"TaskTemplate":{"ContainerSpec":{"Image":"a","Mounts":[{"Type":"image","Source":"a","Target":"/a"}]}}}`, "mounts of type cluster, image and npipe are not available yet: use bind, volume or tmpfs"},
 		{"health", `{"TaskTemplate":{"ContainerSpec":{"Image":"a","HealthCheck":{"Test":["CMD","x"],"Interval":1000}}}}`, rpc + "ContainerSpec: Interval in HealthConfig cannot be less than 1ms"},

@@ -83,6 +83,9 @@ type Container struct {
 	Image            string // as the task's spec names it
 	ImageDigest      string // of the manifest it was made from
 	Labels           map[string]string
+	// Volumes are the names of the volumes it mounts: those of its task's mounts in their order, then those that its
+	// image asks for.
+	Volumes []string
 	Status
 }
 

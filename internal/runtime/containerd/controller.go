@@ -223,12 +223,8 @@ func (c *controller) Remove(ctx context.Context) error {
 	if err := c.r.discard(ctx, c.id); err != nil {
 		return err
 	}
-	if c.r.cfg.Volumes != nil {
-		for _, name := range u.rec.Volumes {
-			if err := c.r.cfg.Volumes.Remove(ctx, name); err != nil {
-				return fmt.Errorf("remove anonymous volume %s: %w", name, err)
-			}
-		}
+	if err := c.r.dropVolumes(ctx, u.rec); err != nil {
+		return err
 	}
 	if err := c.r.dropRecord(c.id); err != nil {
 		return err

@@ -40,11 +40,21 @@ func (c *controller) create(ctx context.Context, u *unit) (err error) {
 	if err != nil {
 		return err
 	}
-	mounts, anonymous, err := c.r.mounts(ctx, s, img)
+	mounts, made, err := c.r.mounts(ctx, s, img)
+	for _, v := range made {
+		rec.Mounted = append(rec.Mounted, v.name)
+		if v.anonymous {
+			rec.Volumes = append(rec.Volumes, v.name)
+		}
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, c.r.dropVolumes(ctx, rec))
+		}
+	}()
 	if err != nil {
 		return err
 	}
-	rec.Volumes = anonymous
 	spec, err := c.r.ociSpec(s, img, execUser, mounts)
 	if err != nil {
 		return err
@@ -69,6 +79,19 @@ func (c *controller) create(ctx context.Context, u *unit) (err error) {
 		return errors.Join(fmt.Errorf("record the container: %w", err), c.r.discard(ctx, c.id))
 	}
 	u.settle(rec, runtime.Created)
+	return nil
+}
+
+// dropVolumes removes a container's anonymous volumes.
+func (r *Runtime) dropVolumes(ctx context.Context, rec *record) error {
+	if r.cfg.Volumes == nil {
+		return nil
+	}
+	for _, name := range rec.Volumes {
+		if err := r.cfg.Volumes.Remove(ctx, name); err != nil {
+			return fmt.Errorf("remove anonymous volume %s: %w", name, err)
+		}
+	}
 	return nil
 }
 

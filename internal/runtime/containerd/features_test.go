@@ -204,6 +204,15 @@ func TestMounts(t *testing.T) {
 			}
 		})
 	}
+	half := conformance.NewSpec("half-made", shell("true"))
+	container(&half).Mounts = []mount.Mount{{Type: mount.TypeVolume, Target: "/data"}, {Type: mount.TypeBind, Source: bound + "/missing", Target: "/b"}}
+	c, err := h.runtime.Controller(half)
+	if err == nil {
+		err = c.Prepare(t.Context())
+	}
+	if err == nil {
+		t.Error("a missing bind source was accepted")
+	}
 	left, err := os.ReadDir(string(h.cfg.Volumes.(dirVolumes)))
 	if err != nil || len(left) != 2 {
 		t.Errorf("volumes = %v, %v; want the two named ones", left, err)

@@ -38,27 +38,34 @@ func systemMounts() []specs.Mount {
 	}
 }
 
+// madeVolume is a volume that a container mounts; an anonymous one goes with it. The zero value is none.
+type madeVolume struct {
+	name      string
+	anonymous bool
+}
+
 // mounts makes the volumes and checks the binds of a task, and returns all mounts of its container, parents first, with
-// the names of the anonymous volumes among them.
-func (r *Runtime) mounts(ctx context.Context, s *runtime.Spec, img *image) ([]specs.Mount, []string, error) {
+// the volumes among them: those of the task's mounts in their order, then the image's. With an error it
+// returns the volumes made so far.
+func (r *Runtime) mounts(ctx context.Context, s *runtime.Spec, img *image) ([]specs.Mount, []madeVolume, error) {
 	var user []specs.Mount
-	var anonymous []string
+	var made []madeVolume
 	taken := make(map[string]bool)
 	for _, m := range s.Task.ContainerSpec.Mounts {
 		if !path.IsAbs(m.Target) || path.Clean(m.Target) == "/" {
-			return nil, nil, runtime.Invalid("invalid mount config for type %q: invalid mount path: '%s' mount path must be absolute", m.Type, m.Target)
+			return nil, made, runtime.Invalid("invalid mount config for type %q: invalid mount path: '%s' mount path must be absolute", m.Type, m.Target)
 		}
 		target := path.Clean(m.Target)
 		if taken[target] {
-			return nil, nil, runtime.Invalid("Duplicate mount point: %s", m.Target)
+			return nil, made, runtime.Invalid("Duplicate mount point: %s", m.Target)
 		}
 		taken[target] = true
-		mounted, name, err := r.userMount(ctx, s, img, m)
-		if err != nil {
-			return nil, nil, err
+		mounted, volume, err := r.userMount(ctx, s, img, m)
+		if volume.name != "" {
+			made = append(made, volume)
 		}
-		if name != "" {
-			anonymous = append(anonymous, name)
+		if err != nil {
+			return nil, made, err
 		}
 		user = append(user, mounted)
 	}
@@ -67,11 +74,13 @@ func (r *Runtime) mounts(ctx context.Context, s *runtime.Spec, img *image) ([]sp
 			continue
 		}
 		m := mount.Mount{Type: mount.TypeVolume, Target: target}
-		mounted, name, err := r.userMount(ctx, s, img, m)
-		if err != nil {
-			return nil, nil, err
+		mounted, volume, err := r.userMount(ctx, s, img, m)
+		if volume.name != "" {
+			made = append(made, volume)
 		}
-		anonymous = append(anonymous, name)
+		if err != nil {
+			return nil, made, err
+		}
 		user = append(user, mounted)
 		taken[target] = true
 	}
@@ -79,7 +88,7 @@ func (r *Runtime) mounts(ctx context.Context, s *runtime.Spec, img *image) ([]sp
 	if wantsInit(s.Task.ContainerSpec) {
 		program, err := filepath.EvalSymlinks(r.cfg.Shim)
 		if err != nil {
-			return nil, nil, runtime.Invalid("this node has no init program for containers: %v", err)
+			return nil, made, runtime.Invalid("this node has no init program for containers: %v", err)
 		}
 		user = append(user, specs.Mount{Destination: initPath, Type: "bind", Source: program, Options: []string{"bind", "ro", "rprivate"}})
 	}
@@ -87,7 +96,7 @@ func (r *Runtime) mounts(ctx context.Context, s *runtime.Spec, img *image) ([]sp
 		return strings.Count(a.Destination, "/") - strings.Count(b.Destination, "/")
 	})
 	system := slices.DeleteFunc(systemMounts(), func(m specs.Mount) bool { return taken[m.Destination] })
-	return append(system, user...), anonymous, nil
+	return append(system, user...), made, nil
 }
 
 // declaredVolumes are the paths for which an image asks for a volume, in order.
@@ -122,18 +131,18 @@ func fileMounts(s *runtime.Spec, taken map[string]bool) []specs.Mount {
 	return out
 }
 
-// userMount translates one mount of a task. The name is that of an anonymous volume, else empty.
-func (r *Runtime) userMount(ctx context.Context, s *runtime.Spec, img *image, m mount.Mount) (specs.Mount, string, error) {
+// userMount translates one mount of a task. It returns the volume also with an error that came after its making.
+func (r *Runtime) userMount(ctx context.Context, s *runtime.Spec, img *image, m mount.Mount) (specs.Mount, madeVolume, error) {
 	switch m.Type {
 	case mount.TypeBind:
 		mounted, err := bindMount(m)
-		return mounted, "", err
+		return mounted, madeVolume{}, err
 	case mount.TypeTmpfs:
-		return tmpfsMount(m), "", nil
+		return tmpfsMount(m), madeVolume{}, nil
 	case mount.TypeVolume:
 		return r.volumeMount(ctx, s, img, m)
 	}
-	return specs.Mount{}, "", runtime.Invalid("mount type %q is not supported on this node", m.Type)
+	return specs.Mount{}, madeVolume{}, runtime.Invalid("mount type %q is not supported on this node", m.Type)
 }
 
 func bindMount(m mount.Mount) (specs.Mount, error) {
@@ -199,44 +208,43 @@ func tmpfsMount(m mount.Mount) specs.Mount {
 }
 
 // volumeMount makes the volume, fills a new one with what the image has at its place, and mounts it.
-func (r *Runtime) volumeMount(ctx context.Context, s *runtime.Spec, img *image, m mount.Mount) (specs.Mount, string, error) {
+func (r *Runtime) volumeMount(ctx context.Context, s *runtime.Spec, img *image, m mount.Mount) (specs.Mount, madeVolume, error) {
 	var none specs.Mount
 	if r.cfg.Volumes == nil {
-		return none, "", runtime.Invalid("this node has no volumes")
+		return none, madeVolume{}, runtime.Invalid("this node has no volumes")
 	}
 	options := mount.VolumeOptions{}
 	if m.VolumeOptions != nil {
 		options = *m.VolumeOptions
 	}
 	if d := options.DriverConfig; d != nil && d.Name != "" && d.Name != "local" {
-		return none, "", &runtime.Error{Kind: runtime.KindMount, Text: fmt.Sprintf("error looking up volume plugin %s: plugin %q not found", d.Name, d.Name)}
+		return none, madeVolume{}, &runtime.Error{Kind: runtime.KindMount, Text: fmt.Sprintf("error looking up volume plugin %s: plugin %q not found", d.Name, d.Name)}
 	}
-	name, anonymous := m.Source, ""
-	if name == "" {
+	volume := madeVolume{name: m.Source}
+	if volume.name == "" {
 		// Derived, so that preparing the same container again finds the same volume.
 		sum := sha256.Sum256([]byte(s.ID + ":" + m.Target))
-		name = hex.EncodeToString(sum[:])
-		anonymous = name
+		volume = madeVolume{hex.EncodeToString(sum[:]), true}
 	}
-	dir, err := r.cfg.Volumes.Mountpoint(ctx, name, options.Labels)
+	dir, err := r.cfg.Volumes.Mountpoint(ctx, volume.name, options.Labels)
 	if err != nil {
-		return none, "", &runtime.Error{Kind: runtime.KindMount, Text: fmt.Sprintf("create volume %s: %v", name, err), Err: err}
+		return none, madeVolume{}, &runtime.Error{Kind: runtime.KindMount, Text: fmt.Sprintf("create volume %s: %v", volume.name, err), Err: err}
 	}
 	if !options.NoCopy {
 		if err := r.fillVolume(ctx, s, img, path.Clean(m.Target), dir); err != nil {
-			return none, "", fmt.Errorf("copy the image's files to volume %s: %w", name, err)
+			return none, volume, fmt.Errorf("copy the image's files to volume %s: %w", volume.name, err)
 		}
 	}
 	if options.Subpath != "" {
 		if dir, err = fs.RootPath(dir, options.Subpath); err != nil {
-			return none, "", fmt.Errorf("find %s in volume %s: %w", options.Subpath, name, err)
+			return none, volume, fmt.Errorf("find %s in volume %s: %w", options.Subpath, volume.name, err)
 		}
 	}
 	flags := []string{"rbind", "rprivate"}
 	if m.ReadOnly {
 		flags = append(flags, "ro")
 	}
-	return specs.Mount{Destination: path.Clean(m.Target), Type: "bind", Source: dir, Options: flags}, anonymous, nil
+	return specs.Mount{Destination: path.Clean(m.Target), Type: "bind", Source: dir, Options: flags}, volume, nil
 }
 
 // fillVolume copies what the image has at target into an empty volume, owner and mode of the directory included, so

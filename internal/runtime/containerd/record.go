@@ -28,6 +28,7 @@ type record struct {
 	Stderr      string            `json:"stderr,omitempty"`
 	TTY         bool              `json:"tty,omitempty"`
 	Volumes     []string          `json:"anonymousVolumes,omitempty"`
+	Mounted     []string          `json:"volumes,omitempty"` // all volumes, the anonymous ones too
 	CreatedAt   time.Time         `json:"created"`
 	StartedAt   time.Time         `json:"started,omitzero"`
 	PID         int               `json:"pid,omitempty"`

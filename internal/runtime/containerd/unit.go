@@ -69,7 +69,7 @@ func (u *unit) describe() (runtime.Container, bool) {
 	}
 	return runtime.Container{
 		ID: u.id, TaskID: u.rec.TaskID, Name: u.rec.Name, Image: u.rec.Image, ImageDigest: u.rec.ImageDigest,
-		Labels: u.rec.Labels, Status: u.statusLocked(),
+		Labels: u.rec.Labels, Volumes: u.rec.Mounted, Status: u.statusLocked(),
 	}, true
 }
 
