@@ -242,6 +242,11 @@ func (w *work) round(ids []model.ServiceID) []model.ServiceID {
 	for _, id := range append(placed.Waiting, addressed.Waiting...) {
 		w.waiting[id] = true
 	}
+	for _, id := range ids {
+		if v := w.snap.Service(id); v != nil && v.PortError != "" {
+			w.waiting[id] = true // for the port, even without a task
+		}
+	}
 	for i := range addressed.Blocks {
 		if next, err := w.snap.With(addressed.Blocks[i].Changes...); err == nil {
 			w.snap = next

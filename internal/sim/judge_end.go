@@ -100,7 +100,7 @@ func (j *judge) containers(s *state.Snapshot) string {
 }
 
 func (j *judge) service(s *state.Snapshot, svc *model.Service) string {
-	live, done, waits, old := 0, map[slotKey]bool{}, false, ""
+	slots, done, waits, old := map[slotKey]bool{}, map[slotKey]bool{}, false, ""
 	for t := range s.Tasks(svc.ID) {
 		switch {
 		case t.JobIteration == svc.JobIteration && t.State == model.StateComplete:
@@ -108,11 +108,11 @@ func (j *judge) service(s *state.Snapshot, svc *model.Service) string {
 		case t.Desired > model.StateRunning || t.State.Terminal() && t.Desired == model.StateRunning && svc.JobIteration != 0:
 		case t.State == model.StatePending && t.Err != "":
 			waits = true
-			live++
+			slots[slotOf(t)] = true
 		case t.Desired < model.StateRunning || t.State != model.StateRunning:
 			return fmt.Sprintf("%s is %s and desired %s", short(t.ID), t.State, t.Desired)
 		default:
-			live++
+			slots[slotOf(t)] = true
 			if t.Template != svc.Template && !paused(svc.Update) {
 				old = fmt.Sprintf("%s is of template %d, in force is %d", short(t.ID), t.Template, svc.Template)
 			}
@@ -126,7 +126,7 @@ func (j *judge) service(s *state.Snapshot, svc *model.Service) string {
 			return old
 		}
 	}
-	mode := svc.Spec().Mode
+	live, mode := len(slots), svc.Spec().Mode
 	switch {
 	case mode.ReplicatedJob != nil:
 		if want := int(*mode.ReplicatedJob.TotalCompletions); len(done) != want && !waits {
@@ -138,11 +138,11 @@ func (j *judge) service(s *state.Snapshot, svc *model.Service) string {
 		}
 	case mode.Global != nil:
 		if want := eligible(s, svc); live != want && !(live < want && mayFinish(svc)) {
-			return fmt.Sprintf("%d tasks on %d nodes", live, want)
+			return fmt.Sprintf("tasks on %d nodes of %d", live, want)
 		}
 	default:
 		if want := int(*mode.Replicated.Replicas); live != want && !(live < want && mayFinish(svc)) {
-			return fmt.Sprintf("%d tasks, wanted are %d", live, want)
+			return fmt.Sprintf("tasks in %d slots, wanted are %d", live, want)
 		}
 	}
 	return ""

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/moby/moby/api/types/swarm"
 	"github.com/skep-swarm/skep/internal/model"
 )
 
@@ -124,10 +125,22 @@ func describeChange(c *model.Change) string {
 			s += fmt.Sprintf(" %s=%s", short(r.Task), r.State)
 		}
 		return s
+	case c.SetPorts != nil:
+		return fmt.Sprintf("service %d has ports %v %s", c.SetPorts.Service, published(c.SetPorts.Ports), c.SetPorts.Err)
+	case c.SetNotice != nil:
+		return fmt.Sprintf("service %d: notice %q", c.SetNotice.Service, c.SetNotice.Text)
 	case c.PutCluster != nil:
 		return "swarm init"
 	}
 	return "…"
+}
+
+func published(ports []swarm.PortConfig) []uint32 {
+	var out []uint32
+	for _, p := range ports {
+		out = append(out, p.PublishedPort)
+	}
+	return out
 }
 
 func short(id model.TaskID) string { return fmt.Sprintf("t%d.%d", id.Service, id.Num) }
