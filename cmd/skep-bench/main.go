@@ -36,6 +36,7 @@ type result struct {
 	start, remove       time.Duration
 	startCPU, removeCPU float64 // seconds
 	pss                 float64 // MB while all run
+	daemon              float64 // of startCPU and removeCPU: not shims' and runc's
 	calibration         float64 // CPU seconds of the calibration loop beside it
 }
 
@@ -44,6 +45,7 @@ type target struct {
 	name   string
 	api    *api
 	cpu    func() (float64, error) // CPU seconds used so far
+	daemon func() (float64, error) // of it, what the long-lived processes used
 	pss    func() (float64, error) // MB now
 	finish func() error
 }
@@ -135,6 +137,10 @@ func measure(ctx context.Context, t *target, n int) (result, error) {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Minute)
 	defer cancel()
 	r := result{replicas: n, calibration: calibrate()}
+	daemon, err := t.daemon()
+	if err != nil {
+		return r, err
+	}
 	cpu, err := t.cpu()
 	if err != nil {
 		return r, err
@@ -167,8 +173,12 @@ func measure(ctx context.Context, t *target, n int) (result, error) {
 		return r, err
 	}
 	r.remove = time.Since(begin)
-	after, err = t.cpu()
+	if after, err = t.cpu(); err != nil {
+		return r, err
+	}
 	r.removeCPU = after - cpu
+	after, err = t.daemon()
+	r.daemon = after - daemon
 	return r, err
 }
 

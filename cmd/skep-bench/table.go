@@ -40,7 +40,14 @@ func printTable(w io.Writer, name string, idle float64, results []result) error 
 		compare(out, "%.0f", r.pss, d.pss)
 		fmt.Fprintln(out)
 	}
-	return out.Flush()
+	if err := out.Flush(); err != nil || len(results) == 0 {
+		return err
+	}
+	last := results[len(results)-1]
+	all := last.startCPU + last.removeCPU
+	_, err := fmt.Fprintf(w, "\nOf the %.2f CPU s of starting and removing %d, the long-lived processes used %.2f; shims and runc the other %.2f.\n",
+		all, last.replicas, last.daemon, all-last.daemon)
+	return err
 }
 
 // compare prints a figure, the reference's and their ratio as three cells.

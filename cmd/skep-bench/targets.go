@@ -75,6 +75,12 @@ func startSkep(ctx context.Context, binary string, flags []string) (*target, err
 	return &target{
 		name: "skep", api: a, finish: finish,
 		cpu: func() (float64, error) { return groupCPU(group) },
+		daemon: func() (float64, error) {
+			return sumTimes(func(pid int, exe string) bool {
+				name := filepath.Base(exe)
+				return inGroup(pid, group) && (exe == binary || strings.HasPrefix(name, "skep-keeper"))
+			}, false)
+		},
 		pss: func() (float64, error) {
 			return sumPSS(func(pid int, exe string) bool { return exe != self && inGroup(pid, group) })
 		},
@@ -118,7 +124,13 @@ func attachDocker(host string) (*target, error) {
 	return &target{
 		name: "Docker Engine at " + host, api: newAPI(socket),
 		finish: func() error { return nil },
-		cpu:    func() (float64, error) { return sumTimes(ours) },
+		cpu:    func() (float64, error) { return sumTimes(ours, true) },
+		daemon: func() (float64, error) {
+			return sumTimes(func(_ int, exe string) bool {
+				name := filepath.Base(exe)
+				return name == "dockerd" || name == "containerd"
+			}, false)
+		},
 		pss:    func() (float64, error) { return sumPSS(ours) },
 	}, nil
 }
@@ -163,8 +175,12 @@ func sumPSS(pick func(int, string) bool) (float64, error) {
 // clockTicks is USER_HZ, which is 100 on every Linux that Go runs on.
 const clockTicks = 100
 
-// sumTimes adds up the CPU seconds of processes and of their reaped children.
-func sumTimes(pick func(int, string) bool) (float64, error) {
+// sumTimes adds up the CPU seconds of processes and, if wanted, of their reaped children.
+func sumTimes(pick func(int, string) bool, children bool) (float64, error) {
+	fields := []int{11, 12} // utime and stime, counted after the name; cutime and cstime follow
+	if children {
+		fields = append(fields, 13, 14)
+	}
 	var ticks float64
 	err := eachProcess(pick, func(pid int) {
 		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
@@ -172,7 +188,7 @@ func sumTimes(pick func(int, string) bool) (float64, error) {
 			return
 		}
 		f := strings.Fields(string(text[bytes.LastIndexByte(text, ')')+1:]))
-		for _, i := range []int{11, 12, 13, 14} { // utime, stime, cutime, cstime after the name
+		for _, i := range fields {
 			n, _ := strconv.ParseFloat(f[i], 64)
 			ticks += n
 		}
