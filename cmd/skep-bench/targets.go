@@ -131,7 +131,7 @@ func attachDocker(host string) (*target, error) {
 				return name == "dockerd" || name == "containerd"
 			}, false)
 		},
-		pss:    func() (float64, error) { return sumPSS(ours) },
+		pss: func() (float64, error) { return sumPSS(ours) },
 	}, nil
 }
 
