@@ -41,6 +41,7 @@ const (
 	GroupUpdate  Group = 5 // a service's update status
 	GroupPorts   Group = 6 // a service's allocated ports
 	GroupDesc    Group = 7 // a node's description
+	GroupTasks   Group = 8 // the numbers of a service's tasks: the version is the highest one given
 )
 
 // Guard is what a change was computed from: the group of the object at Key was at Version.
@@ -75,6 +76,15 @@ type Change struct {
 	PutImage       *Image          `cbor:"20,keyasint,omitempty"`
 	DeleteImage    string          `cbor:"21,keyasint,omitempty"`
 	SetNotice      *NoticeSet      `cbor:"22,keyasint,omitempty"`
+	PutTasks       *TasksPut       `cbor:"23,keyasint,omitempty"` // creates many tasks of one service
+}
+
+// Weight is how many changes this one counts for in a batch.
+func (c *Change) Weight() int {
+	if c.PutTasks != nil {
+		return 1 + len(c.PutTasks.Tasks)/4 // a few dozen bytes each
+	}
+	return 1
 }
 
 // NodeSpecSet replaces a node's spec.
@@ -140,6 +150,56 @@ type PortsSet struct {
 	Ports   []swarm.PortConfig `cbor:"2,keyasint,omitempty"`
 	Err     string             `cbor:"3,keyasint,omitempty"`
 }
+
+// MaxTasksPut bounds the tasks of one TasksPut.
+const MaxTasksPut = 3000
+
+// TasksPut creates tasks of one service that have no history: they are alike but for what each of Tasks
+// says, and get the numbers from First up, in that order.
+type TasksPut struct {
+	Service      ServiceID  `cbor:"1,keyasint"`
+	Template     TemplateID `cbor:"2,keyasint"`
+	First        uint64     `cbor:"3,keyasint"`
+	Desired      TaskState  `cbor:"4,keyasint"`
+	StartAt      Time       `cbor:"5,keyasint,omitempty"`
+	JobIteration uint64     `cbor:"6,keyasint,omitempty"`
+	// Base is the log index of the state that the nodes were chosen by: the change is stale when the
+	// spec or the state of a chosen node changed after it. 0 asks for no check.
+	Base  uint64    `cbor:"7,keyasint,omitempty"`
+	Texts []string  `cbor:"8,keyasint"`
+	Tasks []TaskNew `cbor:"9,keyasint"`
+}
+
+// TaskNew is one task of a TasksPut. Message and Err are numbers of Texts.
+type TaskNew struct {
+	Slot     uint32                  `cbor:"1,keyasint,omitempty"`
+	State    TaskState               `cbor:"2,keyasint,omitempty"`
+	Message  uint16                  `cbor:"3,keyasint,omitempty"`
+	Err      uint16                  `cbor:"4,keyasint,omitempty"`
+	Node     NodeID                  `cbor:"5,keyasint,omitempty"`
+	Gateway4 netip.Addr              `cbor:"6,keyasint,omitempty"`
+	Gateway6 netip.Addr              `cbor:"7,keyasint,omitempty"`
+	Generic  []swarm.GenericResource `cbor:"8,keyasint,omitempty"`
+}
+
+// Text is the number of a text; the first one is empty.
+func (p *TasksPut) Text(s string) uint16 {
+	if len(p.Texts) == 0 {
+		p.Texts = append(p.Texts, "")
+	}
+	for i := len(p.Texts) - 1; i >= 0; i-- {
+		if p.Texts[i] == s {
+			return uint16(i)
+		}
+	}
+	if len(p.Texts) > maxTexts {
+		return uint16(len(p.Texts) - 1) // as good as any: nobody reads so many reasons
+	}
+	p.Texts = append(p.Texts, s)
+	return uint16(len(p.Texts) - 1)
+}
+
+const maxTexts = 1000
 
 // TaskDesiredSet says what should become of a task.
 type TaskDesiredSet struct {

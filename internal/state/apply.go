@@ -88,7 +88,7 @@ func (w *writer) txn(t *model.Txn) error {
 			return err
 		}
 	}
-	if len(t.Changes) == 1 {
+	if len(t.Changes) == 1 && (t.Changes[0].PutTasks == nil || len(t.Changes[0].PutTasks.Tasks) <= 1) {
 		return w.change(&t.Changes[0])
 	}
 	before, touched := w.s, len(w.touched)
@@ -174,6 +174,8 @@ func serviceVersion(v *model.Service, g model.Group) uint64 {
 		return v.UpdateVersion
 	case model.GroupPorts:
 		return v.PortVersion
+	case model.GroupTasks:
+		return v.LastTask
 	}
 	return v.SpecVersion
 }
@@ -233,6 +235,8 @@ func Writes(c *model.Change) (k model.Key, g model.Group, ok bool) {
 		return model.ImageKey(c.PutImage.Name), model.GroupSpec, true
 	case c.DeleteImage != "":
 		return model.ImageKey(c.DeleteImage), model.GroupSpec, true
+	case c.PutTasks != nil:
+		return model.ServiceKey(c.PutTasks.Service), model.GroupTasks, true
 	case c.SetNotice != nil:
 		return model.ServiceKey(c.SetNotice.Service), model.GroupUpdate, true
 	}

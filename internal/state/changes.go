@@ -51,6 +51,8 @@ func (w *writer) change(c *model.Change) error {
 		return w.putImage(c.PutImage)
 	case c.DeleteImage != "":
 		return w.deleteImage(c.DeleteImage)
+	case c.PutTasks != nil:
+		return w.putTasks(c.PutTasks)
 	case c.SetNotice != nil:
 		return w.editService(c.SetNotice.Service, func(v *model.Service) { v.Notice = c.SetNotice.Text })
 	}
