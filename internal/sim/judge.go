@@ -17,6 +17,7 @@ type judge struct {
 	rests map[netip.Addr]rest         // addresses that were freed
 	freed map[model.NodeID]netip.Addr // the last one on a node
 
+	bases  map[[16]byte]*state.Snapshot  // what plans were computed from, by their batches
 	rolled map[model.TaskID]bool         // tasks by which a rollout replaced others
 	chain  map[model.TaskID][]model.Time // restarts that led to a task
 
@@ -25,7 +26,7 @@ type judge struct {
 
 func newJudge(w *world) *judge {
 	return &judge{w: w, addrs: map[netip.Addr]model.TaskID{}, rests: map[netip.Addr]rest{}, freed: map[model.NodeID]netip.Addr{},
-		rolled: map[model.TaskID]bool{}, chain: map[model.TaskID][]model.Time{}}
+		bases: map[[16]byte]*state.Snapshot{}, rolled: map[model.TaskID]bool{}, chain: map[model.TaskID][]model.Time{}}
 }
 
 // step is one agreed entry.
@@ -45,6 +46,7 @@ func (j *judge) committed(before, after *state.Snapshot, b *model.Batch, out *mo
 	if after.Time() < before.Time() {
 		j.w.fail("law: cluster time never goes back: %d after %d", after.Time(), before.Time())
 	}
+	j.basis(s, out)
 	seen := map[model.Key]bool{}
 	services := map[model.ServiceID]bool{}
 	for _, k := range out.Touched {
@@ -98,6 +100,36 @@ func (j *judge) task(s *step, id model.TaskID) {
 		j.free(s, b)
 	case is && !was:
 		j.place(s, a)
+	}
+}
+
+// basis judges that a plan is carried out only on what it was computed from, whatever its guards say:
+// nothing that it writes, and no spec of a service that it plans, has changed since.
+func (j *judge) basis(s *step, out *model.Outcome) {
+	base := j.bases[s.batch.ID]
+	if base == nil {
+		return
+	}
+	delete(j.bases, s.batch.ID)
+	for i := range s.batch.Txns {
+		for c := range s.batch.Txns[i].Changes {
+			change := &s.batch.Txns[i].Changes[c]
+			k, g, ok := state.Writes(change)
+			if !ok || out.Results[i] != nil || change.SetNodeBlocks != nil {
+				continue
+			}
+			was, _ := base.Version(k, g)
+			is, _ := s.before.Version(k, g)
+			if k.Kind == model.KindTask && was == is {
+				spec := model.ServiceKey(model.ServiceID(k.A))
+				was, _ = base.Version(spec, model.GroupSpec)
+				is, _ = s.before.Version(spec, model.GroupSpec)
+			}
+			if was != is {
+				j.w.fail("law: a change is made only on what it was computed from: %s, computed at version %d, was made at %d", describeChange(change), was, is)
+				return
+			}
+		}
 	}
 }
 

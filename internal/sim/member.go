@@ -36,6 +36,7 @@ type member struct {
 	// Of a leader.
 	planner *manager.Planner
 	watch   []replica.Applied
+	base    *state.Snapshot // what the plan under way was computed from
 	passing bool
 	wakes   uint64
 	heard   map[model.NodeID]int64
@@ -276,6 +277,7 @@ func (m *member) pass() {
 	}
 	m.watch = m.watch[len(m.watch)-held:]
 	snap := w.mut.snapshot(m.snap)
+	m.base = m.snap
 	plan := m.planner.Plan(snap, m.wall(), m.clock())
 	w.note("manager %d plans at index %d: %d batches", uint64(m.id), m.snap.Index(), uint64(len(plan)))
 	w.judge.planned(m, plan)
@@ -304,7 +306,8 @@ func (m *member) proposePlan(plan []*model.Batch, term uint64) {
 	w := m.w
 	leads := func() bool { return w.log.leader == m && w.log.term == term }
 	b := plan[0]
-	m.propose(w.mut.batch(m, b), leads, func(out *model.Outcome, err error) {
+	sent := w.mut.batch(m, b)
+	m.propose(sent, leads, func(out *model.Outcome, err error) {
 		switch {
 		case !leads():
 			return
@@ -327,4 +330,5 @@ func (m *member) proposePlan(plan []*model.Batch, term uint64) {
 		m.passing = false
 		m.sleep()
 	})
+	w.judge.bases[sent.ID] = m.base
 }
