@@ -16,7 +16,7 @@ import (
 )
 
 const (
-	maxStreams    = 64       // served at a time
+	maxStreams    = 512      // served at a time; a merged reading of a service's logs takes one for each task
 	frameBytes    = 64 << 10 // of log lines at which a frame is sent
 	frameDelay    = 20 * time.Millisecond
 	maxLogTasks   = 1000

@@ -94,14 +94,14 @@ func (r *logRead) tasks(s *state.Snapshot) []*model.Task {
 	return out
 }
 
-// read sends one task's lines to out and closes it. A node that cannot be reached is noted: the
-// others' lines are worth having.
-func (r *logRead) read(ctx context.Context, t *model.Task, tail int, out chan<- dockerapi.LogLine) {
+// read sends the lines of tasks on one node to out and closes it; those of one task come in order. A node that
+// cannot be reached is noted: the others' lines are worth having.
+func (r *logRead) read(ctx context.Context, node model.NodeID, tasks []model.TaskID, tail int, out chan<- dockerapi.LogLine) {
 	r.wg.Go(func() {
 		defer close(out)
-		req := dispatch.LogRequest{Tasks: []model.TaskID{t.ID}, Stdout: r.opt.Stdout, Stderr: r.opt.Stderr, Follow: r.opt.Follow, Tail: tail, Since: r.opt.Since, Until: r.opt.Until}
-		err := r.a.dispatch.Logs(ctx, t.Node, req, func(e *dispatch.LogEntry) error {
-			line := dockerapi.LogLine{Task: t.ID, Node: t.Node, Stderr: e.Stream == "stderr", Time: e.Time, Text: slices.Clone(e.Line), Attrs: e.Attrs}
+		req := dispatch.LogRequest{Tasks: tasks, Stdout: r.opt.Stdout, Stderr: r.opt.Stderr, Follow: r.opt.Follow, Tail: tail, Since: r.opt.Since, Until: r.opt.Until}
+		err := r.a.dispatch.Logs(ctx, node, req, func(e *dispatch.LogEntry) error {
+			line := dockerapi.LogLine{Task: e.Task, Node: node, Stderr: e.Stream == "stderr", Time: e.Time, Text: slices.Clone(e.Line), Attrs: e.Attrs}
 			if !e.Partial {
 				line.Text = append(line.Text, '\n')
 			}
@@ -115,7 +115,7 @@ func (r *logRead) read(ctx context.Context, t *model.Task, tail int, out chan<- 
 		if err != nil && ctx.Err() == nil {
 			r.mu.Lock()
 			defer r.mu.Unlock()
-			r.missing[t.Node] = err
+			r.missing[node] = err
 		}
 	})
 }
@@ -129,7 +129,7 @@ func (r *logRead) merge(ctx context.Context, yield func(dockerapi.LogLine, error
 	var heads []head
 	for _, t := range r.tasks(r.a.replica.Snapshot()) {
 		ch := make(chan dockerapi.LogLine, lineBuffer)
-		r.read(ctx, t, r.opt.Tail, ch)
+		r.read(ctx, t.Node, []model.TaskID{t.ID}, r.opt.Tail, ch)
 		heads = append(heads, head{from: ch})
 	}
 	live := heads[:0]
@@ -164,17 +164,24 @@ func (r *logRead) follow(ctx context.Context, yield func(dockerapi.LogLine, erro
 	defer watch.Close()
 	lines := make(chan dockerapi.LogLine, lineBuffer)
 	start := func(tasks []*model.Task, tail int) {
+		// One stream for a node's tasks: a node serves few streams, and a service may have hundreds of tasks there.
+		byNode := map[model.NodeID][]model.TaskID{}
 		for _, t := range tasks {
-			own := make(chan dockerapi.LogLine, lineBuffer)
-			r.read(ctx, t, tail, own)
-			r.wg.Go(func() {
-				for l := range own {
-					select {
-					case lines <- l:
-					case <-ctx.Done():
+			byNode[t.Node] = append(byNode[t.Node], t.ID)
+		}
+		for node, all := range byNode {
+			for ids := range slices.Chunk(all, dispatch.MaxLogTasks) {
+				own := make(chan dockerapi.LogLine, lineBuffer)
+				r.read(ctx, node, ids, tail, own)
+				r.wg.Go(func() {
+					for l := range own {
+						select {
+						case lines <- l:
+						case <-ctx.Done():
+						}
 					}
-				}
-			})
+				})
+			}
 		}
 	}
 	start(r.tasks(s), r.opt.Tail)

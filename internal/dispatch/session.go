@@ -20,7 +20,7 @@ import (
 const (
 	maxDescription = 1 << 20 // bytes of JSON
 	maxRoutes      = 1024
-	maxOutbox      = 64 // asks and streams waiting to be sent to one node
+	maxOutbox      = maxPending // asks and streams waiting to be sent to one node
 )
 
 // session is one node's conversation. The RPC's goroutine receives; a second one sends. What is to be sent is not a

@@ -261,9 +261,12 @@ func (s *Server) Stream(stream pb.Dispatch_StreamServer) error {
 	}
 }
 
+// MaxLogTasks is how many tasks' logs one request may ask for.
+const MaxLogTasks = 1000
+
 // LogRequest asks for the logs of tasks on one node.
 type LogRequest struct {
-	Tasks []model.TaskID
+	Tasks []model.TaskID // at most MaxLogTasks
 	// Stdout and Stderr select streams; neither means both.
 	Stdout, Stderr bool
 	Follow         bool
