@@ -94,7 +94,7 @@ func (n *node) call(delay int64) {
 		if n.life != life {
 			return
 		}
-		m := w.members[w.rng.IntN(len(w.members))]
+		m := w.members[w.pick(len(w.members))]
 		again := func() {
 			n.calling = false
 			n.call(w.between(100*ms, 2*second))

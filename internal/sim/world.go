@@ -39,6 +39,8 @@ type Options struct {
 	strict map[gap]bool
 	// script replaces users and nemesis by a story of its own.
 	script func(*world)
+	// config replaces what the seed would draw.
+	config *config
 }
 
 // Result is how a simulation went.
@@ -76,6 +78,7 @@ type world struct {
 	healing bool // no new faults
 	over    bool
 	steps   int
+	turn    int
 	failure *Failure
 	mut     *mutator
 }
@@ -134,6 +137,9 @@ func Run(o Options) Result {
 func newWorld(o Options) *world {
 	w := &world{opt: o, rng: rand.New(rand.NewPCG(o.Seed, 0x5ce9)), quiet: slog.New(slog.DiscardHandler)}
 	w.cfg = newConfig(w.rng)
+	if o.config != nil {
+		w.cfg = *o.config
+	}
 	w.trace.out = o.Trace
 	w.log = newLog(w)
 	w.judge = newJudge(w)
@@ -163,11 +169,23 @@ func (w *world) between(from, to int64) int64 {
 	if to <= from {
 		return from
 	}
+	if w.cfg.even {
+		return from + (to-from)/8
+	}
 	return from + w.rng.Int64N(to-from)
 }
 
+// pick is one of n.
+func (w *world) pick(n int) int {
+	if w.cfg.even {
+		w.turn++
+		return w.turn % n
+	}
+	return w.rng.IntN(n)
+}
+
 // chance is true once in a while.
-func (w *world) chance(p float64) bool { return p > 0 && w.rng.Float64() < p }
+func (w *world) chance(p float64) bool { return p > 0 && !w.cfg.even && w.rng.Float64() < p }
 
 // fault is a chance that is gone once everything heals.
 func (w *world) fault(p float64) bool { return !w.healing && w.chance(p) }
@@ -188,6 +206,7 @@ type config struct {
 	smallBlocks               bool // nodes own few addresses
 	trouble                   float64
 	slowStop                  float64
+	even                      bool // nothing is left to chance: for comparing two histories
 }
 
 func newConfig(r *rand.Rand) config {
