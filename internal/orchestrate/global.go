@@ -29,8 +29,7 @@ func (p *planner) global(tasks []*model.Task) {
 	for n := range p.snap.Nodes() {
 		at, found := slices.BinarySearchFunc(slots, n.ID, func(s *slot, id model.NodeID) int { return cmp.Compare(s.node, id) })
 		if v := p.node(n.ID); !found && v.active && v.matches {
-			p.fill(&slot{node: n.ID})
-			p.out.because(v.node)
+			p.fill(&slot{node: n.ID}) // the bulk change asks itself whether the node has changed
 		} else if found && v.active && v.matches && !slots[at].taken() && !slots[at].busy {
 			p.fill(slots[at])
 			p.out.because(v.node)

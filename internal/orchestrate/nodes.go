@@ -31,6 +31,9 @@ func (p *planner) node(id model.NodeID) *nodeView {
 		v.active = n.State == swarm.NodeStateReady && n.Spec.Availability == swarm.NodeAvailabilityActive
 		v.matches = p.matches(n)
 	}
+	if p.nodes == nil {
+		p.nodes = map[model.NodeID]*nodeView{}
+	}
 	p.nodes[id] = v
 	return v
 }

@@ -44,7 +44,7 @@ type Obs struct {
 //
 // The cost is that of the service's tasks, and of the nodes for a global service.
 func Plan(snap *state.Snapshot, obs Obs, id model.ServiceID, now model.Time) (txns []model.Txn, next model.Time) {
-	p := &planner{snap: snap, obs: obs, id: id, now: now, svc: snap.Service(id), nodes: map[model.NodeID]*nodeView{}}
+	p := &planner{snap: snap, obs: obs, id: id, now: now, svc: snap.Service(id)}
 	p.out = newTxns(snap, id, p.svc)
 	tasks := collect(snap, id)
 	if p.svc == nil {
@@ -63,6 +63,7 @@ func Plan(snap *state.Snapshot, obs Obs, id model.ServiceID, now model.Time) (tx
 		p.replicated(tasks)
 	}
 	p.notice()
+	p.putFresh()
 	return p.out.list, p.next
 }
 
@@ -88,6 +89,7 @@ type planner struct {
 	policy      restartPolicy
 	history     int // dead tasks and live ones to keep per slot, < 0 for all
 	lastTask    uint64
+	fresh       []model.TaskNew // first tasks of their slots
 	job         bool
 	brake       *Brake // looked at when the first node is down
 	noticed     bool   // the brake holds tasks of this service
@@ -128,7 +130,7 @@ func (p *planner) tend(kept []*slot) {
 		}
 	}
 	roll := p.rollout(kept)
-	if p.out.empty() {
+	if p.out.empty() && len(p.fresh) == 0 {
 		roll.plan()
 	}
 	for _, s := range kept {
@@ -150,6 +152,25 @@ func (p *planner) lookAt(slots []*slot) {
 				p.hold()
 			}
 		}
+	}
+}
+
+// putFresh makes the first tasks of slots, many in a change. They come last, because they take the
+// numbers from the next one up.
+func (p *planner) putFresh() {
+	for rest := p.fresh; len(rest) > 0; {
+		n := min(len(rest), model.MaxTasksPut)
+		put := &model.TasksPut{
+			Service: p.id, Template: p.svc.Template, First: p.lastTask + 1, Desired: model.StateRunning, StartAt: p.now,
+			JobIteration: p.svc.JobIteration, Base: p.snap.Index(), Tasks: rest[:n:n],
+		}
+		created := put.Text("created")
+		for i := range put.Tasks {
+			put.Tasks[i].State, put.Tasks[i].Message = model.StateNew, created
+		}
+		p.lastTask += uint64(n)
+		p.out.bulk(model.Change{PutTasks: put})
+		rest = rest[n:]
 	}
 }
 

@@ -71,6 +71,11 @@ func (p *planner) open(taken, vacant []*slot, missing int) {
 // fill puts a new task into a slot without a live one. When the last one failed, or still
 // stops, the new one is held back as a restart would be.
 func (p *planner) fill(s *slot) {
+	if len(s.tasks) == 0 {
+		p.fresh = append(p.fresh, model.TaskNew{Slot: s.num, Node: s.node})
+		s.busy = true
+		return
+	}
 	desired, startAt := model.StateRunning, p.now
 	if n := s.newest; n != nil && n.State.Terminal() {
 		startAt = max(startAt, p.afterEnd(n))

@@ -37,7 +37,7 @@ func (x *txns) add(changes ...model.Change) {
 	n := len(x.list)
 	if n == 0 || len(x.list[n-1].Changes)+len(changes) > maxChunk {
 		x.list = append(x.list, model.Txn{Guards: append([]model.Guard(nil), x.base...)})
-		x.nodes = map[model.NodeID]bool{}
+		x.nodes = nil
 		n++
 	}
 	txn := &x.list[n-1]
@@ -53,10 +53,20 @@ func (x *txns) add(changes ...model.Change) {
 	txn.Changes = append(txn.Changes, changes...)
 }
 
+// bulk makes a change a transaction of its own. The numbers of its tasks are guard enough against
+// others who make tasks of the service.
+func (x *txns) bulk(c model.Change) {
+	x.list = append(x.list, model.Txn{Guards: append([]model.Guard(nil), x.base...), Changes: []model.Change{c}})
+	x.nodes = nil
+}
+
 // because guards the last transaction by a node that its decision rests on.
 func (x *txns) because(n *model.Node) {
 	if n == nil || x.nodes[n.ID] {
 		return
+	}
+	if x.nodes == nil {
+		x.nodes = map[model.NodeID]bool{}
 	}
 	x.nodes[n.ID] = true
 	txn := &x.list[len(x.list)-1]
