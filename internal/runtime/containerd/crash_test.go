@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"sync"
 	"testing"
@@ -141,5 +142,38 @@ func (h *host) crash(t *testing.T, pids map[string]int, n int) {
 	_ = cmd.Wait()
 	if fresh < n {
 		t.Fatalf("the daemon ended by itself after %d containers", fresh)
+	}
+}
+
+// TestOrphanedSnapshot makes what a kill leaves between the making of a snapshot's directory and the note of it.
+func TestOrphanedSnapshot(t *testing.T) {
+	h := newHost(t)
+	h.boot(t)
+	h.halt(t)
+	dir := filepath.Join(h.cfg.Root, "io.containerd.snapshotter.v1."+snapshotter, "snapshots")
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	last := 0
+	for _, e := range entries {
+		if n, err := strconv.Atoi(e.Name()); err == nil {
+			last = max(last, n)
+		}
+	}
+	for n := range 3 {
+		if err := os.MkdirAll(filepath.Join(dir, strconv.Itoa(last+1+n), "fs"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	rt := h.boot(t)
+	c, err := rt.Controller(conformance.NewSpec("orphaned", conformance.Obeys()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
+	defer cancel()
+	if err := c.Prepare(ctx); err != nil {
+		t.Fatal(err)
 	}
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/containerd/containerd/v2/core/metadata"
 	runtimev2 "github.com/containerd/containerd/v2/core/runtime/v2"
 	"github.com/containerd/containerd/v2/core/sandbox"
+	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/core/transfer"
 	"github.com/containerd/containerd/v2/plugins"
 	// The plugins of the graph register themselves when they are imported; there is no other way to have them.
@@ -81,11 +82,42 @@ func (r *Runtime) openEngine(ctx context.Context) (*client.Client, func() error,
 	if last == nil {
 		return nil, nil, errors.New("containerd has no plugins")
 	}
+	if err := r.removeOrphans(ctx, set); err != nil {
+		return nil, nil, errors.Join(err, closer())
+	}
 	c, err := r.engineClient(ctx, last)
 	if err != nil {
 		return nil, nil, errors.Join(err, closer())
 	}
 	return c, closer, nil
+}
+
+// removeOrphans removes the directories of snapshots that were being made when the last process was killed. The
+// snapshotter gives their numbers again, and a new snapshot cannot take the place of such a directory.
+func (r *Runtime) removeOrphans(ctx context.Context, set *plugin.Set) error {
+	p := set.Get(plugins.SnapshotPlugin, snapshotter)
+	if p == nil {
+		return fmt.Errorf("containerd's snapshotter %s is missing", snapshotter)
+	}
+	instance, err := p.Instance()
+	if err != nil {
+		return fmt.Errorf("open containerd's snapshotter: %w", err)
+	}
+	c, ok := instance.(snapshots.Cleaner)
+	if !ok {
+		return fmt.Errorf("containerd's snapshotter %s cannot clean up", snapshotter)
+	}
+	err = c.Cleanup(ctx)
+	if errdefs.IsNotFound(err) { // no snapshot was ever made: all directories are orphans
+		err = os.RemoveAll(filepath.Join(r.cfg.Root, p.Registration.URI(), "snapshots"))
+		if err == nil {
+			err = os.Mkdir(filepath.Join(r.cfg.Root, p.Registration.URI(), "snapshots"), 0o700)
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("clean up after the last process: %w", err)
+	}
+	return nil
 }
 
 // unwanted leaves out what a node of ours has no use for.
