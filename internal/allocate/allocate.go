@@ -8,6 +8,7 @@
 package allocate
 
 import (
+	"encoding/binary"
 	"fmt"
 	"net/netip"
 	"time"
@@ -22,6 +23,8 @@ const quarantine = model.Time(time.Minute)
 
 // blockBits is the size of a node's block.
 const blockBits = 24
+
+const msgPending = "pending address allocation"
 
 // Result is what Addresses decided.
 type Result struct {
@@ -65,6 +68,45 @@ func Addresses(snap *state.Snapshot, txns []model.Txn, now model.Time) Result {
 	return r
 }
 
+// Fresh adds gateway addresses to tasks that are about to be made and have been placed. A task for which
+// there is no address is left pending with the reason; Waiting then has the services. Blocks must be in
+// the state before the tasks are.
+func Fresh(snap *state.Snapshot, puts []*model.TasksPut, now model.Time) Result {
+	a := &allocator{snap: snap, now: now, hosts: map[model.NodeID]*host{}}
+	var r Result
+	for _, put := range puts {
+		waits := false
+		for i := range put.Tasks {
+			if t := &put.Tasks[i]; t.State == model.StateAssigned {
+				waits = !a.freshTask(put, t) || waits
+			}
+		}
+		if n := len(r.Waiting); waits && (n == 0 || r.Waiting[n-1] != put.Service) {
+			r.Waiting = append(r.Waiting, put.Service)
+		}
+	}
+	r.Blocks = a.blocks
+	return r
+}
+
+func (a *allocator) freshTask(put *model.TasksPut, t *model.TaskNew) bool {
+	h := a.host(t.Node)
+	if h == nil {
+		return true // the state refuses it: the node is gone
+	}
+	addr, err := a.take(h)
+	if err != nil {
+		t.State, t.Message, t.Err = model.StatePending, put.Text(msgPending), put.Text(err.Error())
+		if tpl := a.snap.Service(put.Service); tpl != nil && tpl.Spec().Mode.Global == nil && tpl.Spec().Mode.GlobalJob == nil {
+			t.Node = 0 // any other may do
+		}
+		t.Generic = nil
+		return false
+	}
+	t.Gateway4, t.Gateway6 = addr, Gateway6(h.node.Gateway6, addr)
+	return true
+}
+
 type allocator struct {
 	snap   *state.Snapshot
 	now    model.Time
@@ -77,8 +119,8 @@ type allocator struct {
 type host struct {
 	node   *model.Node
 	blocks []netip.Prefix
-	given  map[netip.Addr]bool // by this pass
-	rests  map[netip.Addr]bool // in quarantine
+	given  map[uint32]struct{} // by this pass
+	rests  map[uint32]struct{} // in quarantine
 	next   netip.Addr          // where to look first
 	err    error               // why there are no more
 }
@@ -91,7 +133,7 @@ func (a *allocator) place(p model.TaskPlaceSet) model.Change {
 	addr, err := a.take(h)
 	if err != nil {
 		return model.Change{SetTaskStatus: &model.TaskStatusSet{Task: p.Task, State: model.StatePending,
-			Message: "pending address allocation", Err: err.Error()}}
+			Message: msgPending, Err: err.Error()}}
 	}
 	p.Gateway4 = addr
 	p.Gateway6 = Gateway6(h.node.Gateway6, addr)
@@ -114,7 +156,7 @@ func (a *allocator) host(id model.NodeID) *host {
 	if n == nil {
 		return nil
 	}
-	h := &host{node: n, blocks: n.Blocks, given: map[netip.Addr]bool{}, rests: map[netip.Addr]bool{}}
+	h := &host{node: n, blocks: n.Blocks}
 	var last *model.Task
 	for t := range a.snap.TasksOnNode(id) {
 		if !t.Gateway4.IsValid() {
@@ -125,7 +167,10 @@ func (a *allocator) host(id model.NodeID) *host {
 		}
 		// In a working copy what ends now carries the time of the last batch, however old that is.
 		if t.State.Terminal() && (a.now-t.StatusAt < quarantine || t.StatusAt >= a.snap.Time()) {
-			h.rests[t.Gateway4] = true
+			if h.rests == nil {
+				h.rests = map[uint32]struct{}{}
+			}
+			h.rests[number(t.Gateway4)] = struct{}{}
 		}
 	}
 	if last != nil {
@@ -153,7 +198,10 @@ func (a *allocator) take(h *host) (netip.Addr, error) {
 			return netip.Addr{}, h.err
 		}
 	}
-	h.given[addr] = true
+	if h.given == nil {
+		h.given = map[uint32]struct{}{}
+	}
+	h.given[number(addr)] = struct{}{}
 	h.next = addr.Next()
 	return addr, nil
 }
@@ -174,10 +222,26 @@ func (a *allocator) search(h *host, resting bool) netip.Addr {
 			addr = h.next
 		}
 		for ; b.Contains(addr.Next()); addr = addr.Next() { // not the broadcast address
-			if !h.given[addr] && (resting || !h.rests[addr]) && !a.snap.AddrInUse(addr) {
+			if h.free(number(addr), resting) && !a.snap.AddrInUse(addr) {
 				return addr
 			}
 		}
 	}
 	return netip.Addr{}
+}
+
+func (h *host) free(addr uint32, resting bool) bool {
+	if _, ok := h.given[addr]; ok {
+		return false
+	}
+	if resting {
+		return true
+	}
+	_, ok := h.rests[addr]
+	return !ok
+}
+
+func number(a netip.Addr) uint32 {
+	b := a.As4()
+	return binary.BigEndian.Uint32(b[:])
 }

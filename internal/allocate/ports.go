@@ -56,14 +56,14 @@ func PortsFor(snap *state.Snapshot, id model.ServiceID, spec *swarm.EndpointSpec
 		old = slices.Clone(svc.Ports)
 	}
 	want := slices.Clone(spec.Ports)
-	if err := number(snap, id, old, want); err != nil {
+	if err := assignPorts(snap, id, old, want); err != nil {
 		return nil, err
 	}
 	return want, nil
 }
 
-// number fills in want's dynamic ports, and checks the fixed ones.
-func number(snap *state.Snapshot, id model.ServiceID, old, want []swarm.PortConfig) error {
+// assignPorts fills in want's dynamic ports, and checks the fixed ones.
+func assignPorts(snap *state.Snapshot, id model.ServiceID, old, want []swarm.PortConfig) error {
 	type key struct {
 		proto string
 		port  uint32

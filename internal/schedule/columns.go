@@ -43,7 +43,8 @@ func (s set) each(f func(i int)) {
 type columns struct {
 	snap  *state.Snapshot
 	nodes []*model.Node
-	index map[model.NodeID]int
+	rows  []int32              // by node number, row+1
+	index map[model.NodeID]int // instead, when numbers are few and far between
 	all   set
 	ready set
 	cpu   []int64 // free
@@ -55,29 +56,58 @@ type columns struct {
 	claimed   map[model.HostPort]set // by this pass
 	generic   map[string]*genericColumn
 	trees     map[string]*branch
+	static    map[string]set // by the part of a need that does not change in a pass
+	buckets   *buckets       // made when the first small group comes
 }
 
 func newColumns(snap *state.Snapshot) *columns {
 	n := snap.NumNodes()
 	c := &columns{
-		snap: snap, nodes: make([]*model.Node, 0, n), index: make(map[model.NodeID]int, n),
+		snap: snap, nodes: make([]*model.Node, 0, n),
 		all: newSet(n), ready: newSet(n), cpu: make([]int64, n), mem: make([]int64, n), total: make([]int32, n),
-		matches: map[string]set{}, platforms: map[swarm.Platform]set{}, claimed: map[model.HostPort]set{}, generic: map[string]*genericColumn{}, trees: map[string]*branch{},
+		matches: map[string]set{}, platforms: map[swarm.Platform]set{}, claimed: map[model.HostPort]set{},
+		generic: map[string]*genericColumn{}, trees: map[string]*branch{}, static: map[string]set{},
+	}
+	if last := uint64(snap.LastNode()); last <= uint64(8*n+1024) {
+		c.rows = make([]int32, last+1)
+	} else {
+		c.index = make(map[model.NodeID]int, n)
 	}
 	for node := range snap.Nodes() {
 		i := len(c.nodes)
 		c.nodes = append(c.nodes, node)
-		c.index[node.ID] = i
-		load := snap.Load(node.ID)
-		c.cpu[i] = node.Description.Resources.NanoCPUs - load.NanoCPUs
-		c.mem[i] = node.Description.Resources.MemoryBytes - load.MemoryBytes
-		c.total[i] = int32(load.Tasks)
+		if c.rows != nil && uint64(node.ID) < uint64(len(c.rows)) {
+			c.rows[node.ID] = int32(i + 1)
+		} else if c.index != nil {
+			c.index[node.ID] = i
+		}
+		c.cpu[i] = node.Description.Resources.NanoCPUs
+		c.mem[i] = node.Description.Resources.MemoryBytes
 		c.all.add(i)
 		if node.State == swarm.NodeStateReady && node.Spec.Availability == swarm.NodeAvailabilityActive {
 			c.ready.add(i)
 		}
 	}
+	for id, load := range snap.Loads() {
+		if i, ok := c.row(id); ok {
+			c.cpu[i] -= load.NanoCPUs
+			c.mem[i] -= load.MemoryBytes
+			c.total[i] = int32(load.Tasks)
+		}
+	}
 	return c
+}
+
+// row is the place of a node in the columns.
+func (c *columns) row(id model.NodeID) (int, bool) {
+	if c.rows == nil {
+		i, ok := c.index[id]
+		return i, ok
+	}
+	if uint64(id) >= uint64(len(c.rows)) || c.rows[id] == 0 {
+		return 0, false
+	}
+	return int(c.rows[id] - 1), true
 }
 
 // match is the set of nodes that satisfy a constraint; many services share a few of them.
@@ -147,7 +177,8 @@ func (c *columns) portsFree(n *need, i int) bool {
 	return true
 }
 
-// room is how many more tasks of the need node i can hold; the other filters have passed.
+// room is how many more tasks of the need node i can hold; the other filters have passed. Without have, the
+// service has none anywhere.
 func (c *columns) room(n *need, have *counts, i int) int32 {
 	r := int64(math.MaxInt32)
 	if n.cpu > 0 {
@@ -159,7 +190,7 @@ func (c *columns) room(n *need, have *counts, i int) int32 {
 	for _, g := range n.generic {
 		r = min(r, c.genericOf(g.Kind).free[i]/g.N)
 	}
-	if n.maxReplicas > 0 {
+	if n.maxReplicas > 0 && have != nil {
 		r = min(r, int64(n.maxReplicas-have.tasks[i]))
 	}
 	if len(n.ports) > 0 {

@@ -36,8 +36,8 @@ func (c *counts) add(i int, k int32) {
 	c.dirty = append(c.dirty, i)
 }
 
-// load counts a service's tasks and notes its recent failures.
-func (c *counts) load(snap *state.Snapshot, nodes *columns, svc model.ServiceID, now model.Time) {
+// clear forgets the last service.
+func (c *counts) clear() {
 	for _, i := range c.dirty {
 		c.tasks[i] = 0
 	}
@@ -45,11 +45,15 @@ func (c *counts) load(snap *state.Snapshot, nodes *columns, svc model.ServiceID,
 		c.failures[f.row] = 0
 	}
 	c.dirty, c.failed = c.dirty[:0], c.failed[:0]
+}
+
+// load counts a service's tasks and notes its recent failures.
+func (c *counts) load(snap *state.Snapshot, nodes *columns, svc model.ServiceID, now model.Time) {
 	for t := range snap.Tasks(svc) {
 		if t.Node == 0 {
 			continue
 		}
-		i, ok := nodes.index[t.Node]
+		i, ok := nodes.row(t.Node)
 		if !ok {
 			continue
 		}

@@ -10,7 +10,9 @@ import (
 func TestGenericResourcesAreGivenOnceAndRecorded(t *testing.T) {
 	c := newCluster(t)
 	gpu := func(name string) swarm.GenericResource { return model.Generic{Kind: "gpu", Name: name}.API() }
-	c.node(func(n *model.Node) { n.Description.Resources.GenericResources = []swarm.GenericResource{gpu("a"), gpu("b"), gpu("c")} })
+	c.node(func(n *model.Node) {
+		n.Description.Resources.GenericResources = []swarm.GenericResource{gpu("a"), gpu("b"), gpu("c")}
+	})
 	c.node(func(n *model.Node) {
 		n.Description.Resources.GenericResources = []swarm.GenericResource{model.Generic{Kind: "gpu", N: 2}.API()}
 	})

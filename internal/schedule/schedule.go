@@ -39,7 +39,13 @@ type Result struct {
 // Tasks that are placed already cost a visit each, nodes a visit per group; nothing
 // is looked at when no task waits.
 func Plan(snap *state.Snapshot, services []model.ServiceID, now model.Time) Result {
-	p := &planner{snap: snap, now: now}
+	return PlanNew(snap, services, nil, now)
+}
+
+// PlanNew is Plan with tasks that are about to be made: fresh holds them by service, and each gets its
+// node, or its reason for waiting, written into it before it is in any state.
+func PlanNew(snap *state.Snapshot, services []model.ServiceID, fresh map[model.ServiceID][]*model.TasksPut, now model.Time) Result {
+	p := &planner{snap: snap, now: now, fresh: fresh}
 	for _, id := range services {
 		p.service(id)
 	}
@@ -49,6 +55,7 @@ func Plan(snap *state.Snapshot, services []model.ServiceID, now model.Time) Resu
 type planner struct {
 	snap    *state.Snapshot
 	now     model.Time
+	fresh   map[model.ServiceID][]*model.TasksPut
 	nodes   *columns // made when the first task needs a node
 	have    counts
 	txns    []model.Txn
@@ -58,8 +65,22 @@ type planner struct {
 // group is a set of tasks that any filter and score treats alike.
 type group struct {
 	need  *need
-	tasks []*model.Task // want any node
-	fixed []*model.Task // of a global service: want their own node
+	tasks []job // want any node
+	fixed []job // of a global service: want their own node
+}
+
+// job is a task to place: one of the state, or number i of those about to be made.
+type job struct {
+	task *model.Task
+	put  *model.TasksPut
+	i    int
+}
+
+func (j job) node() model.NodeID {
+	if j.task != nil {
+		return j.task.Node
+	}
+	return j.put.Tasks[j.i].Node
 }
 
 func (p *planner) service(id model.ServiceID) {
@@ -68,71 +89,75 @@ func (p *planner) service(id model.ServiceID) {
 		return
 	}
 	var unplaced []*model.Task
+	virgin := true // nothing of the service is, or was, anywhere
 	for t := range p.snap.Tasks(id) {
 		if t.State < model.StateAssigned && t.Desired <= model.StateRunning {
 			unplaced = append(unplaced, t)
 		}
+		virgin = virgin && t.Node == 0
 	}
-	if len(unplaced) == 0 {
+	if len(unplaced) == 0 && len(p.fresh[id]) == 0 {
 		return
 	}
 	if p.nodes == nil {
 		p.nodes = newColumns(p.snap)
 		p.have.size(len(p.nodes.nodes))
 	}
-	p.have.load(p.snap, p.nodes, svc.ID, p.now)
+	p.have.clear()
+	if !virgin {
+		p.have.load(p.snap, p.nodes, svc.ID, p.now)
+	}
 	out := &txns{svc: svc}
 	all := true
 	for _, g := range p.groups(svc, unplaced) {
 		p.have.judge(g.need.template)
-		all = p.group(g, out) && all
+		all = p.group(g, out, virgin) && all
+		virgin = false
 	}
 	if !all {
 		p.waiting = append(p.waiting, id)
 	}
-	p.txns = append(p.txns, out.done()...)
+	p.txns = append(p.txns, out.list...)
 }
 
 // groups sorts tasks by template, oldest template first; the service's own part of the
 // requirement is the same for all.
 func (p *planner) groups(svc *model.Service, tasks []*model.Task) []*group {
 	var out []*group
-	for _, t := range tasks {
-		i := slices.IndexFunc(out, func(g *group) bool { return g.need.template == t.Template })
+	add := func(template model.TemplateID, j job) {
+		i := slices.IndexFunc(out, func(g *group) bool { return g.need.template == template })
 		if i < 0 {
 			i = len(out)
-			out = append(out, &group{need: newNeed(p.snap, svc, t.Template)})
+			out = append(out, &group{need: newNeed(p.snap, svc, template)})
 		}
-		if t.Node != 0 {
-			out[i].fixed = append(out[i].fixed, t)
+		if j.node() != 0 {
+			out[i].fixed = append(out[i].fixed, j)
 		} else {
-			out[i].tasks = append(out[i].tasks, t)
+			out[i].tasks = append(out[i].tasks, j)
+		}
+	}
+	for _, t := range tasks {
+		add(t.Template, job{task: t})
+	}
+	for _, put := range p.fresh[svc.ID] {
+		for i := range put.Tasks {
+			add(put.Template, job{put: put, i: i})
 		}
 	}
 	return out
 }
 
 // group places what it can and gives the rest its reason. It reports whether all was placed.
-func (p *planner) group(g *group, out *txns) bool {
+func (p *planner) group(g *group, out *txns, virgin bool) bool {
 	if g.need.err != "" {
 		out.pend(append(g.tasks, g.fixed...), g.need.err)
 		return false
 	}
-	all := true
-	for _, t := range g.fixed {
-		i, ok := p.nodes.index[t.Node]
-		if !ok {
-			continue // the node is gone; orchestrate will take the task away
-		}
-		if why := p.nodes.refusal(g.need, &p.have, i); why != "" {
-			out.pend([]*model.Task{t}, why)
-			all = false
-			continue
-		}
-		p.take(g.need, i, 1)
-		out.place(t, p.nodes.nodes[i], msgConfirmed, p.nodes.assign(g.need, i))
-	}
+	all := p.placeFixed(g, out)
 	if len(g.tasks) == 0 {
+		return all
+	}
+	if virgin && len(g.fixed) == 0 && p.placeFew(g, out) {
 		return all
 	}
 	fit, _ := p.nodes.filter(g.need, &p.have)
@@ -146,12 +171,31 @@ func (p *planner) group(g *group, out *txns) bool {
 	return false
 }
 
-// take books n tasks on node i, so that the next group sees them.
+// placeFixed confirms the tasks of a global service on their nodes.
+func (p *planner) placeFixed(g *group, out *txns) bool {
+	all := true
+	for _, t := range g.fixed {
+		i, ok := p.nodes.row(t.node())
+		if !ok {
+			continue // the node is gone; orchestrate will take the task away
+		}
+		if why := p.nodes.refusal(g.need, &p.have, i); why != "" {
+			out.pend([]job{t}, why)
+			all = false
+			continue
+		}
+		p.take(g.need, i, 1)
+		out.place(t, p.nodes.nodes[i], msgConfirmed, p.nodes.assign(g.need, i))
+	}
+	return all
+}
+
+// take books k tasks on node i, so that the next group sees them.
 func (p *planner) take(n *need, i int, k int32) {
 	c := p.nodes
 	c.cpu[i] -= n.cpu * int64(k)
 	c.mem[i] -= n.mem * int64(k)
-	c.total[i] += k
+	c.addTotal(i, k)
 	for _, g := range n.generic {
 		c.genericOf(g.Kind).free[i] -= g.N * int64(k)
 	}
@@ -163,7 +207,7 @@ func (p *planner) take(n *need, i int, k int32) {
 
 // deal hands the tasks out to the nodes, one round after the other, so that neighbouring
 // slots lie on different nodes; it returns the tasks for which there was no room.
-func (p *planner) deal(g *group, placed []int32, out *txns) []*model.Task {
+func (p *planner) deal(g *group, placed []int32, out *txns) []job {
 	var open []int
 	for i, k := range placed {
 		if k > 0 {

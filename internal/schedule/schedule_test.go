@@ -272,7 +272,8 @@ func TestPlacementEqualsOneAtATime(t *testing.T) {
 	for seed := range uint64(300) {
 		r := rand.New(rand.NewPCG(seed, 1))
 		c := newCluster(t)
-		for range 1 + r.IntN(8) {
+		few := r.IntN(3) == 0 // tasks, for many nodes
+		for range 1 + r.IntN(8) + btoi(few)*(16+r.IntN(40)) {
 			c.node(func(n *model.Node) {
 				n.Spec.Labels = map[string]string{"zone": []string{"a", "b"}[r.IntN(2)]}
 				n.Description.Resources = swarm.Resources{NanoCPUs: int64(r.IntN(5)) * 1e9, MemoryBytes: int64(r.IntN(8)) << 30, GenericResources: randomGeneric(r)}
@@ -287,7 +288,7 @@ func TestPlacementEqualsOneAtATime(t *testing.T) {
 		}
 		var ids []model.ServiceID
 		for range 1 + r.IntN(4) {
-			ids = append(ids, c.service(r.IntN(20), func(s *swarm.ServiceSpec) { randomNeed(r, s) }))
+			ids = append(ids, c.service(1+r.IntN(20-btoi(few)*17), func(s *swarm.ServiceSpec) { randomNeed(r, s) }))
 		}
 		start := c.snap
 		c.apply(Plan(c.snap, ids, testTime))
@@ -300,6 +301,52 @@ func TestPlacementEqualsOneAtATime(t *testing.T) {
 			singly := c.perNode(id)
 			if got := (&cluster{snap: atOnce}).perNode(id); fmt.Sprint(got) != fmt.Sprint(singly) {
 				t.Fatalf("seed %d, service %d: at once %v, singly %v", seed, id, got, singly)
+			}
+		}
+	}
+}
+
+func btoi(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// TestFreshTasksArePlacedAlike: tasks that are about to be made get the nodes that they get when they
+// were made before.
+func TestFreshTasksArePlacedAlike(t *testing.T) {
+	for seed := range uint64(100) {
+		r := rand.New(rand.NewPCG(seed, 2))
+		c := newCluster(t)
+		for range 1 + r.IntN(60) {
+			c.node(func(n *model.Node) {
+				n.Description.Resources = swarm.Resources{NanoCPUs: int64(r.IntN(5)) * 1e9, MemoryBytes: int64(r.IntN(8)) << 30, GenericResources: randomGeneric(r)}
+			})
+		}
+		n := 1 + r.IntN(12)
+		id := c.service(0, func(s *swarm.ServiceSpec) { randomNeed(r, s) })
+		put := &model.TasksPut{Service: id, Template: c.snap.Service(id).Template, First: 1, Desired: model.StateRunning, Base: c.snap.Index(), Texts: []string{""}}
+		for i := range n {
+			put.Tasks = append(put.Tasks, model.TaskNew{Slot: uint32(i + 1)})
+		}
+		bare := *put
+		bare.Tasks = slices.Clone(put.Tasks)
+		fresh := PlanNew(c.snap, []model.ServiceID{id}, map[model.ServiceID][]*model.TasksPut{id: {put}}, testTime)
+		empty := c.snap
+		c.do(model.Change{PutTasks: put})
+		atOnce := c.snap
+		c.snap = empty
+		c.do(model.Change{PutTasks: &bare})
+		later := Plan(c.snap, []model.ServiceID{id}, testTime)
+		c.apply(later)
+		if !slices.Equal(fresh.Waiting, later.Waiting) || len(fresh.Txns) != 0 {
+			t.Fatalf("seed %d: %+v and %+v", seed, fresh, later)
+		}
+		for task := range c.snap.Tasks(id) {
+			o := atOnce.Task(task.ID)
+			if o.Node != task.Node || o.State != task.State || o.Err != task.Err || o.Message != task.Message || fmt.Sprint(o.Generic) != fmt.Sprint(task.Generic) && len(task.Generic) != len(o.Generic) {
+				t.Fatalf("seed %d: at once %+v, later %+v", seed, o, task)
 			}
 		}
 	}
@@ -344,7 +391,7 @@ func one(c *cluster, id model.ServiceID) {
 		nodes := newColumns(c.snap)
 		var have counts
 		have.size(len(nodes.nodes))
-		have.load(c.snap, nodes, id, testTime)
+		have.load(c.snap, nodes, id, testTime) // of a fresh one, nothing to clear
 		n := newNeed(c.snap, c.snap.Service(id), t.Template)
 		best := -1
 		for i := range nodes.nodes {

@@ -23,7 +23,13 @@ func (x *txns) open() *model.Txn {
 	return &x.list[len(x.list)-1]
 }
 
-func (x *txns) place(t *model.Task, n *model.Node, message string, generic []swarm.GenericResource) {
+func (x *txns) place(j job, n *model.Node, message string, generic []swarm.GenericResource) {
+	if j.task == nil {
+		t := &j.put.Tasks[j.i]
+		t.Node, t.Generic = n.ID, generic
+		t.State, t.Message, t.Err = model.StateAssigned, j.put.Text(message), 0
+		return
+	}
 	txn := x.open()
 	if !x.nodes[n.ID] {
 		x.nodes[n.ID] = true
@@ -31,13 +37,20 @@ func (x *txns) place(t *model.Task, n *model.Node, message string, generic []swa
 			model.Guard{Key: model.NodeKey(n.ID), Group: model.GroupSpec, Version: n.SpecVersion},
 			model.Guard{Key: model.NodeKey(n.ID), Group: model.GroupStatus, Version: n.StateVer})
 	}
+	t := j.task
 	txn.Guards = append(txn.Guards, model.Guard{Key: model.TaskKey(t.ID), Group: model.GroupPlace, Version: t.PlaceVer})
 	txn.Changes = append(txn.Changes, model.Change{SetTaskPlace: &model.TaskPlaceSet{Task: t.ID, Node: n.ID, Message: message, Generic: generic}})
 }
 
 // pend gives tasks their reason for waiting; those that have it already are left alone.
-func (x *txns) pend(tasks []*model.Task, why string) {
-	for _, t := range tasks {
+func (x *txns) pend(tasks []job, why string) {
+	for _, j := range tasks {
+		if j.task == nil {
+			t := &j.put.Tasks[j.i]
+			t.State, t.Message, t.Err = model.StatePending, j.put.Text(msgPending), j.put.Text(why)
+			continue
+		}
+		t := j.task
 		if t.State == model.StatePending && t.Err == why {
 			continue
 		}
@@ -47,5 +60,3 @@ func (x *txns) pend(tasks []*model.Task, why string) {
 			Task: t.ID, State: model.StatePending, Message: msgPending, Err: why}})
 	}
 }
-
-func (x *txns) done() []model.Txn { return x.list }

@@ -306,6 +306,11 @@ func (s *Snapshot) Load(node model.NodeID) Load {
 	return l
 }
 
+// Loads goes over the nodes that have tasks, in key order.
+func (s *Snapshot) Loads() iter.Seq2[model.NodeID, Load] {
+	return func(yield func(model.NodeID, Load) bool) { s.loads.Scan(yield) }
+}
+
 // LastNode, LastService, LastTemplate and LastNetwork are the highest numbers given so far.
 func (s *Snapshot) LastNode() model.NodeID         { return s.lastNode }
 func (s *Snapshot) LastService() model.ServiceID   { return s.lastService }
