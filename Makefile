@@ -34,6 +34,14 @@ build: ## build bin/skep with its helpers embedded, and the tools of demo and te
 test: install-deps docker-cli build ## run every test, the ones on real kernels and containers too
 	@$(GO) run ./hack/gotest
 
+.PHONY: sim
+sim: ## replay one simulated history, event by event (SEED=…, MUTATION=… to break a law); without SEED run 1,000 seeds
+	@$(GO) test ./internal/sim -count=1 $(if $(SEED),-run '^TestReplay$$' -v -args -seed $(SEED) $(if $(MUTATION),-mutation $(MUTATION)),-run '^TestSeeds$$' -v)
+
+.PHONY: soak
+soak: ## run fresh seeds of the simulator for an hour (SOAK=10m for less)
+	@$(GO) test ./internal/sim -count=1 -timeout 0 -run '^TestSoak$$' -v -args -soak $(or $(SOAK),1h)
+
 .PHONY: check
 check: ## format, vet, staticcheck, import floors
 	@out=$$(gofmt -l $$(git ls-files -co --exclude-standard '*.go')); \
