@@ -49,6 +49,8 @@ const (
 	certFile = "swarm-node.crt"
 	keyFile  = "swarm-node.key"
 	rootFile = "swarm-root-ca.crt"
+	// nextKeyFile is the key of a certificate that is just being written.
+	nextKeyFile = "swarm-node.key.next"
 )
 
 func (c *Config) identityFile() string        { return c.data("swarm", "node.json") }
@@ -67,19 +69,49 @@ func loadIdentity(cfg *Config) (*identity, error) {
 	if err := json.Unmarshal(data, id); err != nil {
 		return nil, fmt.Errorf("read the node's identity in %s: %w", cfg.identityFile(), err)
 	}
-	var pem [3][]byte
-	for i, name := range []string{certFile, keyFile, rootFile} {
+	creds, err := readCredentials(cfg)
+	if err != nil {
+		return nil, err
+	}
+	id.creds.Store(creds)
+	return id, nil
+}
+
+// readCredentials reads the node's certificate and its key. A certificate whose time is over, or has not come by this
+// host's clock, is read all the same: renewing it is the node's first business, and tasks must not wait for a clock.
+func readCredentials(cfg *Config) (*pki.Credentials, error) {
+	var pem [2][]byte
+	var err error
+	for i, name := range []string{certFile, rootFile} {
 		if pem[i], err = os.ReadFile(cfg.certPath(name)); err != nil {
 			return nil, fmt.Errorf("read the node's certificate: %w", err)
 		}
 	}
-	// An expired certificate is read all the same: renewing it is the node's first business.
-	creds, err := pki.NewCredentials(pem[0], pem[1], pem[2], time.Now())
-	if err != nil {
-		return nil, fmt.Errorf("node certificate in %s: %w", filepath.Dir(cfg.certPath(certFile)), err)
+	chain, err := pki.DecodeCerts(pem[0])
+	if err != nil || len(chain) == 0 {
+		return nil, fmt.Errorf("node certificate in %s: none can be read: %w", filepath.Dir(cfg.certPath(certFile)), err)
 	}
-	id.creds.Store(creds)
-	return id, nil
+	at := time.Now()
+	if at.Before(chain[0].NotBefore) {
+		at = chain[0].NotBefore
+	} else if at.After(chain[0].NotAfter) {
+		at = chain[0].NotAfter
+	}
+	var errs []error
+	for _, name := range []string{keyFile, nextKeyFile} {
+		key, err := os.ReadFile(cfg.certPath(name))
+		if errors.Is(err, fs.ErrNotExist) && name == nextKeyFile {
+			continue
+		}
+		if err == nil {
+			var creds *pki.Credentials
+			if creds, err = pki.NewCredentials(pem[0], key, pem[1], at); err == nil {
+				return creds, nil
+			}
+		}
+		errs = append(errs, err)
+	}
+	return nil, fmt.Errorf("node certificate in %s: %w", filepath.Dir(cfg.certPath(certFile)), errors.Join(errs...))
 }
 
 // save writes the identity; the file that says that there is one comes last.
@@ -88,10 +120,17 @@ func (id *identity) save(cfg *Config, certPEM, keyPEM, rootPEM []byte) error {
 	if err != nil {
 		return fmt.Errorf("node certificate: %w", err)
 	}
-	for name, data := range map[string][]byte{certFile: certPEM, keyFile: keyPEM, rootFile: rootPEM} {
-		if err := writeFile(cfg.certPath(name), data); err != nil {
+	// A new certificate and its key are two files. Wherever this is cut short, the certificate has its key in one of two.
+	for _, f := range []struct {
+		name string
+		data []byte
+	}{{rootFile, rootPEM}, {nextKeyFile, keyPEM}, {certFile, certPEM}} {
+		if err := writeFile(cfg.certPath(f.name), f.data); err != nil {
 			return err
 		}
+	}
+	if err := os.Rename(cfg.certPath(nextKeyFile), cfg.certPath(keyFile)); err != nil {
+		return fmt.Errorf("write the node's key: %w", err)
 	}
 	id.creds.Store(creds)
 	return id.write(cfg)

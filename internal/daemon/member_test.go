@@ -1,15 +1,18 @@
 package daemon
 
 import (
+	"crypto/rand"
 	"errors"
 	"io/fs"
 	"log/slog"
 	"os"
 	"testing"
+	"time"
 
 	"github.com/moby/moby/api/types/swarm"
 	"github.com/skep-swarm/skep/internal/dockerapi"
 	"github.com/skep-swarm/skep/internal/model"
+	"github.com/skep-swarm/skep/internal/pki"
 )
 
 // madeIdentity writes the identity of a new swarm, as `swarm init` does before there is a log.
@@ -64,5 +67,54 @@ func TestForgetTwice(t *testing.T) {
 		if got, err := loadIdentity(h.cfg); err != nil || got != nil {
 			t.Fatalf("identity after leaving = %+v, %v", got, err)
 		}
+	}
+}
+
+// TestRenewal: a certificate that ran out is read, so that it can be renewed, and a renewal that was cut short
+// anywhere leaves a certificate with its key.
+func TestRenewal(t *testing.T) {
+	h, id := madeIdentity(t)
+	snapOfKey := func() []byte {
+		b, err := os.ReadFile(h.cfg.certPath(keyFile))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b
+	}
+	oldKey := snapOfKey()
+	ca, err := pki.NewCA(rand.Reader, time.Now().Add(-48*time.Hour))
+	if err != nil {
+		t.Fatal(err)
+	}
+	key, err := pki.NewNodeKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	csr, err := pki.NewCSR(rand.Reader, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, err := ca.Issue(rand.Reader, time.Now().Add(-47*time.Hour), csr, pki.Identity{Node: "n", Cluster: "c", Role: pki.Manager}, time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	keyPEM, err := pki.EncodeKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, data := range map[string][]byte{rootFile: ca.CertPEM(), certFile: pki.EncodeCerts(cert), nextKeyFile: keyPEM, keyFile: oldKey} {
+		if err := writeFile(h.cfg.certPath(name), data); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got, err := loadIdentity(h.cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !pki.ShouldRenew(got.creds.Load().Leaf, time.Now()) {
+		t.Error("a certificate that ran out is not to be renewed")
+	}
+	if got.NodeID != id.NodeID {
+		t.Errorf("identity = %+v", got)
 	}
 }
