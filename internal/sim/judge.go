@@ -179,9 +179,9 @@ func (j *judge) place(s *step, t *model.Task) {
 			}
 		}
 	}
-	if r, ok := j.rests[t.Gateway4]; ok && s.now-r.since < quarantine && j.others(n, s.now) && !j.known(addressForgotten, forgotten(s, r.task, t.Node)) {
-		j.w.fail("law: a freed address rests for a minute while others are free: %s, freed %s ago, was given to %s",
-			t.Gateway4, time.Duration(s.now-r.since), short(t.ID))
+	if r, ok := j.rests[t.Gateway4]; ok && s.now-r.since < quarantine && j.others(s, n).IsValid() && !j.known(addressForgotten, forgotten(s, r.task, t.Node)) {
+		j.w.fail("law: a freed address rests for a minute while others are free: %s, freed by %s %s ago, was given to %s, and %s was free",
+			t.Gateway4, short(r.task), time.Duration(s.now-r.since), short(t.ID), j.others(s, n))
 	}
 	var mem, cpu int64
 	for o := range s.after.TasksOnNode(t.Node) {
@@ -204,17 +204,16 @@ func reserved(s *state.Snapshot, t *model.Task) (mem, cpu int64) {
 	return r.MemoryBytes, r.NanoCPUs
 }
 
-// others reports whether the node has an address that is neither taken nor at rest.
-func (j *judge) others(n *model.Node, now model.Time) bool {
+// others is an address of the node that is neither taken nor at rest; invalid when there is none.
+func (j *judge) others(s *step, n *model.Node) netip.Addr {
 	for _, b := range n.Blocks {
 		for a := b.Masked().Addr().Next().Next(); b.Contains(a.Next()); a = a.Next() {
-			_, taken := j.addrs[a]
-			if r, ok := j.rests[a]; !taken && (!ok || now-r.since >= quarantine) {
-				return true
+			if r, ok := j.rests[a]; !s.after.AddrInUse(a) && (!ok || s.now-r.since >= quarantine) {
+				return a
 			}
 		}
 	}
-	return false
+	return netip.Addr{}
 }
 
 // ports judges that no ingress port belongs to two services.

@@ -49,7 +49,7 @@ func (j *judge) slots(s *step, id model.ServiceID) {
 	}
 	before, after := countWanted(s.before, id), countWanted(s.after, id)
 	for k, n := range after {
-		if n > allowed && n > before[k] {
+		if n > allowed && n > before[k] && !j.known(heldOvertaken, overtaken(s, svc, k)) {
 			j.w.fail("law: a slot has at most %d task that is desired running: slot %d (node %d) of service %d has %d", allowed, k.num, k.node, id, n)
 			return
 		}

@@ -21,6 +21,9 @@ const (
 	// rolloutRetries: starting first and going on after failures, a rollout begins again with a slot
 	// whose new task used up its attempts, without end, because the old task is still there.
 	rolloutRetries gap = "rollout-retries"
+	// heldOvertaken: a successor that is held until its predecessor may leave a node is let go while
+	// that one runs, when a new revision overtakes them both.
+	heldOvertaken gap = "held-overtaken"
 )
 
 // known reports whether what would be a failure is a known gap.
@@ -28,8 +31,25 @@ func (j *judge) known(g gap, is bool) bool { return is && !j.w.opt.strict[g] }
 
 // forgotten reports whether the history of the node says no more of the task that had an address.
 func forgotten(s *step, had model.TaskID, node model.NodeID) bool {
+	for i := range s.batch.Txns {
+		for _, c := range s.batch.Txns[i].Changes {
+			if c.DeleteTask != nil && *c.DeleteTask == had {
+				return true
+			}
+		}
+	}
 	b, a := s.before.Task(had), s.after.Task(had)
 	return b == nil || a == nil || a.Node != node
+}
+
+// overtaken reports whether none of a slot's tasks that are desired running is of the template in force.
+func overtaken(s *step, svc *model.Service, k slotKey) bool {
+	for t := range s.after.Tasks(svc.ID) {
+		if slotOf(t) == k && wanted(t) && t.Template == svc.Template {
+			return false
+		}
+	}
+	return true
 }
 
 // stuck reports whether the rollout has a task under way that will never be.
