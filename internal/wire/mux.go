@@ -22,6 +22,8 @@ const (
 	defaultMaxConns       = 20000
 	defaultMaxHandshakes  = 256
 	defaultAcceptedUnread = 64
+	defaultMaxStrangers   = 512
+	defaultStrangerTime   = 2 * time.Minute
 )
 
 // MuxConfig bounds a Mux; zero fields take the defaults in brackets.
@@ -32,6 +34,10 @@ type MuxConfig struct {
 	MaxConns int
 	// MaxHandshakes bounds the handshakes under way [256]; further clients wait to be accepted.
 	MaxHandshakes int
+	// MaxStrangers bounds the open connections of clients without a certificate [512]. Such a client wants to join,
+	// which takes a moment: it is hung up on after StrangerTime [2 min].
+	MaxStrangers int
+	StrangerTime time.Duration
 }
 
 // Mux shares one mutual-TLS port between protocols: it finishes each client's handshake and hands the connection to the
@@ -42,6 +48,7 @@ type Mux struct {
 	cfg   MuxConfig
 	conns chan struct{} // one token for each open connection
 	hands chan struct{} // one token for each handshake
+	odd   chan struct{} // one token for each client without a certificate
 
 	mu     sync.Mutex
 	protos map[string]*protoListener
@@ -61,10 +68,17 @@ func NewMux(ln net.Listener, cfg *tls.Config, limits MuxConfig) *Mux {
 	if limits.MaxHandshakes <= 0 {
 		limits.MaxHandshakes = defaultMaxHandshakes
 	}
+	if limits.MaxStrangers <= 0 {
+		limits.MaxStrangers = defaultMaxStrangers
+	}
+	if limits.StrangerTime <= 0 {
+		limits.StrangerTime = defaultStrangerTime
+	}
 	return &Mux{
 		ln: ln, tls: cfg, cfg: limits,
 		conns:  make(chan struct{}, limits.MaxConns),
 		hands:  make(chan struct{}, limits.MaxHandshakes),
+		odd:    make(chan struct{}, limits.MaxStrangers),
 		protos: map[string]*protoListener{},
 		early:  map[net.Conn]struct{}{},
 	}
@@ -164,6 +178,21 @@ func (m *Mux) handshake(ctx context.Context, raw net.Conn) {
 		raw.Close()
 		release()
 		return
+	}
+	if len(conn.ConnectionState().PeerCertificates) == 0 {
+		select {
+		case m.odd <- struct{}{}:
+		default:
+			raw.Close()
+			release()
+			return
+		}
+		end, known := time.AfterFunc(m.cfg.StrangerTime, func() { raw.Close() }), release
+		release = sync.OnceFunc(func() {
+			end.Stop()
+			<-m.odd
+			known()
+		})
 	}
 	mc := &muxConn{Conn: conn, release: release}
 	select {

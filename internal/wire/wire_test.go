@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"os"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -186,6 +187,49 @@ func TestWithoutCertificateOnlyCA(t *testing.T) {
 	}
 	if err := session(t, conn); model.KindOf(err) != model.Unauthorized {
 		t.Errorf("a session without a certificate: %v", err)
+	}
+}
+
+// Whoever has no certificate takes one of few places, and not for long; nodes have theirs all the same.
+func TestStrangersAreFew(t *testing.T) {
+	c := newCA(t)
+	p := newPort(t, c, MuxConfig{MaxStrangers: 1, StrangerTime: 300 * time.Millisecond})
+	stranger := pki.JoinTLS(pki.MakeToken(c.ca.Certificate(), strings.Repeat("a", 25)), time.Now, ProtoRaft)
+	echo := func(conn net.Conn) error {
+		conn.SetDeadline(time.Now().Add(10 * time.Second))
+		_, err := conn.Write([]byte("x"))
+		if err == nil {
+			_, err = conn.Read(make([]byte, 1))
+		}
+		return err
+	}
+	first, err := DialProto(t.Context(), p.addr, stranger)
+	if err == nil {
+		err = echo(first)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer first.Close()
+	if second, err := DialProto(t.Context(), p.addr, stranger); err == nil {
+		if echo(second) == nil {
+			t.Error("one stranger too many was served")
+		}
+		second.Close()
+	}
+	node, err := DialProto(t.Context(), p.addr, pki.ClientTLS(fixed(c.credentials("worker1", pki.Worker)), time.Now, string(pki.Manager), ProtoRaft))
+	if err == nil {
+		err = echo(node)
+	}
+	if err != nil {
+		t.Fatalf("a node beside a stranger: %v", err)
+	}
+	defer node.Close()
+	if _, err := first.Read(make([]byte, 1)); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("a stranger that stays: %v", err)
+	}
+	if err := echo(node); err != nil {
+		t.Errorf("a node that stays: %v", err)
 	}
 }
 
