@@ -92,8 +92,12 @@ func (d *dirty) down(s *state.Snapshot) {
 
 // freed reports whether a task gave its place up in this step.
 func freed(a replica.Applied, id model.TaskID) bool {
-	before, after := a.Before.Task(id), a.After.Task(id)
-	return before != nil && before.Node != 0 && !before.State.Terminal() && (after == nil || after.State.Terminal())
+	before := a.Before.Task(id)
+	if before == nil || before.Node == 0 || before.State.Terminal() {
+		return false
+	}
+	after := a.After.Task(id)
+	return after == nil || after.State.Terminal()
 }
 
 // releasedPorts reports whether a service gave published ports up in this step.

@@ -1,6 +1,8 @@
 package manager
 
 import (
+	"slices"
+
 	"github.com/skep-swarm/skep/internal/model"
 	"github.com/skep-swarm/skep/internal/state"
 )
@@ -15,6 +17,7 @@ type plan struct {
 	order   []guardKey
 	changes []model.Change
 	created map[model.TaskID]int // index into changes of a task made in this pass
+	bulk    bool                 // there is a change that made many
 }
 
 type guardKey struct {
@@ -23,12 +26,15 @@ type guardKey struct {
 }
 
 func newPlan(base *state.Snapshot) *plan {
-	return &plan{base: base, guards: map[guardKey]model.Guard{}, created: map[model.TaskID]int{}}
+	return &plan{base: base}
 }
 
 // add takes a decider's transaction in. Guards on objects that this pass itself makes say nothing
 // to the log and are left out; later changes of a task made in this pass become part of its making.
 func (p *plan) add(t *model.Txn) {
+	if p.guards == nil {
+		p.guards = make(map[guardKey]model.Guard, len(t.Guards))
+	}
 	for _, g := range t.Guards {
 		k := guardKey{g.Key, g.Group}
 		if _, have := p.guards[k]; have {
@@ -47,7 +53,14 @@ func (p *plan) add(t *model.Txn) {
 func (p *plan) change(c model.Change) {
 	switch {
 	case c.PutTask != nil:
+		if p.created == nil {
+			p.created = map[model.TaskID]int{}
+		}
 		p.created[c.PutTask.ID] = len(p.changes)
+	case c.PutTasks != nil:
+		p.bulk = true
+	case p.bulk && p.ofBulk(&c):
+		return
 	case c.SetTaskPlace != nil:
 		if t := p.fresh(c.SetTaskPlace.Task); t != nil {
 			set := c.SetTaskPlace
@@ -80,6 +93,37 @@ func (p *plan) fresh(id model.TaskID) *model.Task {
 	return &t
 }
 
+// ofBulk makes a later change of a task part of the change that made it and others.
+func (p *plan) ofBulk(c *model.Change) bool {
+	var id model.TaskID
+	switch {
+	case c.SetTaskPlace != nil:
+		id = c.SetTaskPlace.Task
+	case c.SetTaskStatus != nil:
+		id = c.SetTaskStatus.Task
+	default:
+		return false
+	}
+	for i := range p.changes {
+		put := p.changes[i].PutTasks
+		if put == nil || id.Num < put.First || id.Num >= put.First+uint64(len(put.Tasks)) {
+			continue
+		}
+		n := *put
+		n.Tasks, n.Texts = slices.Clone(put.Tasks), slices.Clone(put.Texts)
+		t := &n.Tasks[id.Num-put.First]
+		if set := c.SetTaskPlace; set != nil {
+			t.Node, t.Gateway4, t.Gateway6, t.Generic = set.Node, set.Gateway4, set.Gateway6, set.Generic
+			t.State, t.Message, t.Err = model.StateAssigned, n.Text(set.Message), 0
+		} else {
+			t.State, t.Message, t.Err = c.SetTaskStatus.State, n.Text(c.SetTaskStatus.Message), n.Text(c.SetTaskStatus.Err)
+		}
+		p.changes[i].PutTasks = &n
+		return true
+	}
+	return false
+}
+
 // txns is the plan as transactions, each small enough for a batch and each with all guards that the
 // plan's own changes leave true.
 func (p *plan) txns() []model.Txn {
@@ -89,9 +133,15 @@ func (p *plan) txns() []model.Txn {
 		guards = append(guards, p.guards[k])
 	}
 	for rest := p.changes; len(rest) > 0; {
-		n := min(len(rest), maxTxn)
+		n, weight := 0, 0
+		for n < len(rest) && (n == 0 || weight+rest[n].Weight() <= maxTxn) {
+			weight += rest[n].Weight()
+			n++
+		}
 		out = append(out, model.Txn{Guards: guards, Changes: rest[:n]})
-		guards = unwritten(guards, rest[:n])
+		if n < len(rest) {
+			guards = unwritten(guards, rest[:n])
+		}
 		rest = rest[n:]
 	}
 	return out
@@ -123,7 +173,10 @@ func batches(txns []model.Txn) [][]model.Txn {
 	var out [][]model.Txn
 	n := 0
 	for i := range txns {
-		size := len(txns[i].Changes)
+		size := 0
+		for j := range txns[i].Changes {
+			size += txns[i].Changes[j].Weight()
+		}
 		if len(out) == 0 || n+size > model.MaxBatchChanges {
 			out, n = append(out, nil), 0
 		}

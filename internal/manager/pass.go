@@ -222,40 +222,34 @@ type work struct {
 	failed     []error
 }
 
-// round runs each decider once over the services and returns those that changed.
+// round runs each decider once over the services and returns those that changed. Tasks that are about to
+// be made are placed and get their addresses before they enter the working copy.
 func (w *work) round(ids []model.ServiceID) []model.ServiceID {
-	changed := map[model.ServiceID]bool{}
+	changed := make(map[model.ServiceID]bool, len(ids))
+	var fresh []model.Txn
+	puts := map[model.ServiceID][]*model.TasksPut{}
 	for _, id := range ids {
 		txns, next := orchestrate.Plan(w.snap, w.obs, id, w.now)
 		w.next[id] = next
 		for i := range txns {
+			if c := &txns[i].Changes[0]; len(txns[i].Changes) == 1 && c.PutTasks != nil {
+				fresh = append(fresh, txns[i])
+				puts[id] = append(puts[id], c.PutTasks)
+				continue
+			}
 			w.take(id, &txns[i], changed)
 		}
 		ports := allocate.Ports(w.snap, id)
 		w.take(id, &ports, changed)
-	}
-	placed := schedule.Plan(w.snap, ids, w.now)
-	addressed := allocate.Addresses(w.snap, placed.Txns, w.now)
-	for _, id := range ids {
 		delete(w.waiting, id)
 	}
-	for _, id := range append(placed.Waiting, addressed.Waiting...) {
-		w.waiting[id] = true
-	}
+	placed := schedule.PlanNew(w.snap, ids, puts, w.now)
+	w.wait(placed.Waiting)
+	w.address(placed.Txns, changed)
+	w.make(fresh, changed)
 	for _, id := range ids {
 		if v := w.snap.Service(id); v != nil && v.PortError != "" {
 			w.waiting[id] = true // for the port, even without a task
-		}
-	}
-	for i := range addressed.Blocks {
-		if next, err := w.snap.With(addressed.Blocks[i].Changes...); err == nil {
-			w.snap = next
-			w.blocks = append(w.blocks, addressed.Blocks[i])
-		}
-	}
-	for i := range addressed.Txns {
-		if id, ok := serviceOf(&addressed.Txns[i]); ok {
-			w.take(id, &addressed.Txns[i], changed)
 		}
 	}
 	var again []model.ServiceID
@@ -265,6 +259,63 @@ func (w *work) round(ids []model.ServiceID) []model.ServiceID {
 		}
 	}
 	return again
+}
+
+func (w *work) wait(ids []model.ServiceID) {
+	for _, id := range ids {
+		w.waiting[id] = true
+	}
+}
+
+// address gives placed tasks their addresses and takes both on.
+func (w *work) address(placed []model.Txn, changed map[model.ServiceID]bool) {
+	if len(placed) == 0 {
+		return
+	}
+	addressed := allocate.Addresses(w.snap, placed, w.now)
+	w.wait(addressed.Waiting)
+	w.grow(addressed.Blocks)
+	for i := range addressed.Txns {
+		if id, ok := serviceOf(&addressed.Txns[i]); ok {
+			w.take(id, &addressed.Txns[i], changed)
+		}
+	}
+}
+
+// make takes on tasks that did not exist before, all services' at once.
+func (w *work) make(fresh []model.Txn, changed map[model.ServiceID]bool) {
+	if len(fresh) == 0 {
+		return
+	}
+	puts, changes := make([]*model.TasksPut, len(fresh)), make([]model.Change, len(fresh))
+	for i := range fresh {
+		changes[i] = fresh[i].Changes[0]
+		puts[i] = changes[i].PutTasks
+	}
+	addressed := allocate.Fresh(w.snap, puts, w.now)
+	w.wait(addressed.Waiting)
+	w.grow(addressed.Blocks)
+	next, err := w.snap.With(changes...)
+	for i := range fresh {
+		if id := puts[i].Service; err != nil {
+			w.take(id, &fresh[i], changed) // one of them cannot be: find out which
+		} else {
+			w.note(id, &fresh[i], changed)
+		}
+	}
+	if err == nil {
+		w.snap = next
+	}
+}
+
+// grow takes on the blocks that nodes got for their tasks.
+func (w *work) grow(blocks []model.Txn) {
+	for i := range blocks {
+		if next, err := w.snap.With(blocks[i].Changes...); err == nil {
+			w.snap = next
+			w.blocks = append(w.blocks, blocks[i])
+		}
+	}
 }
 
 // take makes a transaction on the working copy and remembers it for the log.
@@ -278,6 +329,11 @@ func (w *work) take(id model.ServiceID, txn *model.Txn, changed map[model.Servic
 		return
 	}
 	w.snap = next
+	w.note(id, txn, changed)
+}
+
+// note remembers for the log what was made on the working copy.
+func (w *work) note(id model.ServiceID, txn *model.Txn, changed map[model.ServiceID]bool) {
 	changed[id] = true
 	p := w.plans[id]
 	if p == nil {
