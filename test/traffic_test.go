@@ -11,6 +11,7 @@ import (
 	"net/url"
 	"os"
 	"sync"
+	"syscall"
 	"time"
 )
 
@@ -31,12 +32,17 @@ func (t *traffic) stop() {
 
 // trafficCommand is the script command
 //
-//	traffic start URL   begin
+//	traffic start [-again] URL   begin; with -again a refused connection is tried again
+//	                             for a second: a task may run before it listens
 //	traffic stop        end, and print "N requests, M failed"; fail when M is not 0
 func trafficCommand(_ context.Context, s *story, args []string) (string, error) {
 	switch {
-	case len(args) == 2 && args[0] == "start" && s.traffic == nil:
+	case (len(args) == 2 || len(args) == 3 && args[1] == "-again") && args[0] == "start" && s.traffic == nil:
 		ctx, cancel := context.WithCancel(context.Background())
+		url, patience := args[len(args)-1], time.Duration(0)
+		if len(args) == 3 {
+			patience = time.Second
+		}
 		t := &traffic{cancel: cancel}
 		s.traffic = t
 		client := s.client.HTTPClient()
@@ -44,7 +50,10 @@ func trafficCommand(_ context.Context, s *story, args []string) (string, error) 
 		for range 2 {
 			t.wg.Go(func() {
 				for ctx.Err() == nil {
-					_, err := get(ctx, client, args[1])
+					_, err := get(ctx, client, url)
+					for begun := time.Now(); errors.Is(err, syscall.ECONNREFUSED) && time.Since(begun) < patience; {
+						_, err = get(ctx, client, url)
+					}
 					if ctx.Err() != nil {
 						return // ours, not the server's
 					}
@@ -77,7 +86,7 @@ func trafficCommand(_ context.Context, s *story, args []string) (string, error) 
 		}
 		return out, nil
 	}
-	return "", errors.New("want start URL, or stop after that")
+	return "", errors.New("want start [-again] URL, or stop after that")
 }
 
 // connCommand is the script command
