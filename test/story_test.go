@@ -125,7 +125,11 @@ func newStory(env *testscript.Env, shared *sharedParts) (*story, error) {
 	if err != nil {
 		return nil, err
 	}
-	env.Defer(func() { os.RemoveAll(dir) })
+	env.Defer(func() {
+		if err := os.RemoveAll(dir); err != nil {
+			fmt.Fprintln(os.Stderr, "ending a story:", err)
+		}
+	})
 	s := &story{sharedParts: shared, dir: dir, work: env.WorkDir, binary: shared.skep,
 		snapshots: map[string]lab.Snapshot{}, conns: map[string]net.Conn{}}
 	if s.lab, err = lab.New(); err != nil {
