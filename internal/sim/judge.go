@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"time"
 
+	"github.com/moby/moby/api/types/swarm"
 	"github.com/skep-swarm/skep/internal/model"
 	"github.com/skep-swarm/skep/internal/state"
 )
@@ -183,6 +184,7 @@ func (j *judge) place(s *step, t *model.Task) {
 		j.w.fail("law: a freed address rests for a minute while others are free: %s, freed by %s %s ago, was given to %s, and %s was free",
 			t.Gateway4, short(r.task), time.Duration(s.now-r.since), short(t.ID), j.others(s, n))
 	}
+	j.room(s, t)
 	var mem, cpu int64
 	for o := range s.after.TasksOnNode(t.Node) {
 		if booked(o) {
@@ -192,6 +194,37 @@ func (j *judge) place(s *step, t *model.Task) {
 	}
 	if have := n.Description.Resources; mem > have.MemoryBytes || cpu > have.NanoCPUs {
 		j.w.fail("law: no memory and no processor is sold twice: node %d has %d bytes and %d nanocpus, and gave %d and %d", t.Node, have.MemoryBytes, have.NanoCPUs, mem, cpu)
+	}
+}
+
+// room judges that a node has no more of a service's tasks than it may, and no published port twice.
+func (j *judge) room(s *step, t *model.Task) {
+	svc, tpl := s.after.Service(t.ID.Service), s.after.Template(t.Template)
+	same := 0
+	for o := range s.after.TasksOnNode(t.Node) {
+		if !booked(o) || o.Desired > model.StateRunning {
+			continue
+		}
+		if o.ID.Service == t.ID.Service {
+			same++
+		}
+		other := s.after.Template(o.Template)
+		if o.ID == t.ID || tpl == nil || other == nil {
+			continue
+		}
+		for _, p := range tpl.HostPorts {
+			for _, q := range other.HostPorts {
+				if p.PublishedPort == q.PublishedPort && p.PublishedPort != 0 {
+					j.w.fail("law: no port is given twice: %d on node %d is of %s and %s", p.PublishedPort, t.Node, short(o.ID), short(t.ID))
+				}
+			}
+		}
+	}
+	if svc == nil || svc.Spec().TaskTemplate.Placement == nil || svc.Spec().Mode.Replicated == nil {
+		return
+	}
+	if most := svc.Spec().TaskTemplate.Placement.MaxReplicas; most > 0 && same > int(most) {
+		j.w.fail("law: a node has no more replicas than it may: node %d has %d of service %d, allowed are %d", t.Node, same, t.ID.Service, most)
 	}
 }
 
@@ -221,6 +254,9 @@ func (j *judge) ports(s *step) {
 	owner := map[uint32]model.ServiceID{}
 	for svc := range s.after.Services() {
 		for _, p := range svc.Ports {
+			if p.PublishMode == swarm.PortConfigPublishModeHost {
+				continue // of a node, not of the swarm
+			}
 			if o, ok := owner[p.PublishedPort]; ok && p.PublishedPort != 0 && o != svc.ID {
 				j.w.fail("law: no port is given twice: %d is of services %d and %d", p.PublishedPort, o, svc.ID)
 			}

@@ -5,6 +5,7 @@ import (
 
 	"github.com/moby/moby/api/types/swarm"
 	"github.com/skep-swarm/skep/internal/model"
+	"github.com/skep-swarm/skep/internal/orchestrate"
 	"github.com/skep-swarm/skep/internal/state"
 )
 
@@ -47,9 +48,12 @@ func (j *judge) slots(s *step, id model.ServiceID) {
 			allowed = 2
 		}
 	}
+	if svc.Spec().Labels[orchestrate.DrainLabel] == "start-first" {
+		allowed = 2
+	}
 	before, after := countWanted(s.before, id), countWanted(s.after, id)
 	for k, n := range after {
-		if n > allowed && n > before[k] && !j.known(heldOvertaken, overtaken(s, svc, k)) {
+		if n > allowed && n > before[k] && !j.known(heldOvertaken, overtaken(s, svc, k)) && !j.known(surgeThird, n > 2 && thirdBeside(s, svc, k)) {
 			j.w.fail("law: a slot has at most %d task that is desired running: slot %d (node %d) of service %d has %d", allowed, k.num, k.node, id, n)
 			return
 		}
@@ -149,7 +153,7 @@ func (j *judge) parallelism(s *step) {
 			if slotOf(o) != slotOf(t) {
 				continue
 			}
-			if o.Template == t.Template && o.CreatedAt >= svc.Update.StartedAt {
+			if o.Template == t.Template && (o.CreatedAt >= svc.Update.StartedAt || o.Desired <= model.StateRunning) {
 				replaces = false // the rollout was here; this is a restart
 				break
 			}

@@ -24,6 +24,9 @@ const (
 	// heldOvertaken: a successor that is held until its predecessor may leave a node is let go while
 	// that one runs, when a new revision overtakes them both.
 	heldOvertaken gap = "held-overtaken"
+	// surgeThird: when both tasks of a slot that starts first have to leave their node, and are both of
+	// overtaken revisions, their successor comes up as a third beside them.
+	surgeThird gap = "surge-third"
 )
 
 // known reports whether what would be a failure is a known gap.
@@ -50,6 +53,22 @@ func overtaken(s *step, svc *model.Service, k slotKey) bool {
 		}
 	}
 	return true
+}
+
+// thirdBeside reports whether all of a slot's tasks that are desired running but the newest have to leave.
+func thirdBeside(s *step, svc *model.Service, k slotKey) bool {
+	var staying []model.TaskID
+	var last model.TaskID
+	for t := range s.after.Tasks(svc.ID) {
+		if slotOf(t) != k || !wanted(t) {
+			continue
+		}
+		last = t.ID
+		if stays(s.after, t) {
+			staying = append(staying, t.ID)
+		}
+	}
+	return len(staying) == 0 || len(staying) == 1 && staying[0] == last
 }
 
 // stuck reports whether the rollout has a task under way that will never be.

@@ -59,8 +59,11 @@ func (n *nemesis) strike() {
 			m.skew += step
 			w.note("manager %d: clock steps by %d ms", uint64(m.id), uint64(step/ms), 0)
 		}
-	case p < 88:
+	case p < 86:
 		n.killContainer(host)
+	case p < 90:
+		w.note("manager %d reads its state back", uint64(m.id), 0, 0)
+		m.reload()
 	default:
 		n.healOne()
 	}

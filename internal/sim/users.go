@@ -2,7 +2,6 @@ package sim
 
 import (
 	"fmt"
-	"net/netip"
 	"time"
 
 	"github.com/moby/moby/api/types/swarm"
@@ -19,78 +18,6 @@ const maxServices = 6
 type users struct {
 	w     *world
 	names uint64
-}
-
-// setUp makes the swarm: its first entry of the log, members, nodes.
-func (w *world) setUp() {
-	w.net = network{w: w, cut: map[link]bool{}}
-	c := &model.Cluster{IDKey: [16]byte{1}, Incarnation: 1, GatewayPool: netip.MustParsePrefix("10.96.0.0/12"), GatewayULA: netip.MustParsePrefix("fd00:1:2::/48")}
-	if w.cfg.smallBlocks {
-		c.GatewayPool = netip.MustParsePrefix("10.96.0.0/22")
-	}
-	spec, err := model.MakeSpec(&swarm.Spec{})
-	if err != nil {
-		w.fail("set up: %v", err)
-		return
-	}
-	c.Spec = spec
-	w.commitNow("init", model.Change{PutCluster: c})
-	for i := range w.cfg.members {
-		m := newMember(w, i+1)
-		w.members = append(w.members, m)
-	}
-	for _, m := range w.members {
-		m.start()
-	}
-	for range w.cfg.nodes {
-		w.join()
-	}
-	w.members[0].lead()
-}
-
-// commitNow writes an entry without asking anybody.
-func (w *world) commitNow(reason string, changes ...model.Change) {
-	data, err := state.EncodeBatch(&model.Batch{Actor: "setup", Reason: reason, Time: epoch + model.Time(w.now), Txns: []model.Txn{{Changes: changes}}})
-	if err != nil {
-		w.fail("set up: %v", err)
-		return
-	}
-	w.log.commit(data)
-}
-
-// join adds a node to the swarm and starts it.
-func (w *world) join() {
-	id := w.log.truth.LastNode() + 1
-	n := &model.Node{ID: id, State: swarm.NodeStateUnknown, Addr: fmt.Sprintf("192.0.2.%d", id), Gateway6: netip.MustParsePrefix(fmt.Sprintf("fd00:1:2:%x::/64", uint64(id)))}
-	n.Spec.Availability, n.Spec.Role = swarm.NodeAvailabilityActive, swarm.NodeRoleWorker
-	n.Spec.Labels = map[string]string{"zone": fmt.Sprint(uint64(id) % 2)}
-	n.Description.Hostname = fmt.Sprintf("node-%d", id)
-	n.Description.Platform = swarm.Platform{Architecture: "x86_64", OS: "linux"}
-	n.Description.Resources = swarm.Resources{NanoCPUs: 4e9, MemoryBytes: 1 << 30}
-	if w.cfg.smallBlocks {
-		n.Blocks = w.smallBlock()
-	}
-	w.commitNow("join", model.Change{PutNode: n})
-	host := newNode(w, int(id))
-	w.nodes = append(w.nodes, host)
-	host.start()
-}
-
-// smallBlock is a free block of few addresses, or nothing when there is none left.
-func (w *world) smallBlock() []netip.Prefix {
-next:
-	for i := range 64 {
-		b := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 96, byte(i % 4), byte(i / 4 * 16)}), 28)
-		for o := range w.log.truth.Nodes() {
-			for _, have := range o.Blocks {
-				if have.Overlaps(b) {
-					continue next
-				}
-			}
-		}
-		return []netip.Prefix{b}
-	}
-	return nil
 }
 
 func (u *users) begin() {
@@ -144,11 +71,16 @@ func (u *users) act() {
 			if s.UpdateConfig != nil {
 				s.UpdateConfig.Parallelism = uint64(w.rng.IntN(4))
 			}
-			s.Labels = map[string]string{"n": fmt.Sprint(w.rng.IntN(9))}
+			orders := []string{"", "start-first", "stop-first"}
+			s.Labels = map[string]string{"n": fmt.Sprint(w.rng.IntN(9)), orchestrate.DrainLabel: orders[w.rng.IntN(len(orders))]}
 		})
-	case pick < 73:
+	case pick < 71:
 		u.rollback(m, id)
-	case pick < 77:
+	case pick < 74:
+		u.steer(m, id)
+	case pick < 75:
+		u.history(m)
+	case pick < 78:
 		u.revise(m, id, "force", func(s *swarm.ServiceSpec) { s.TaskTemplate.ForceUpdate++ })
 	default:
 		u.node(m)
@@ -206,7 +138,20 @@ func (u *users) create(m *member) {
 		s.TaskTemplate.Placement = &swarm.Placement{Constraints: []string{fmt.Sprintf("node.labels.zone==%d", w.rng.IntN(2))}}
 	}
 	if w.chance(.2) {
-		s.EndpointSpec = &swarm.EndpointSpec{Ports: []swarm.PortConfig{{Protocol: "tcp", TargetPort: 80, PublishedPort: uint32(w.rng.IntN(3)) * 8080 % 16160, PublishMode: swarm.PortConfigPublishModeIngress}}}
+		s.TaskTemplate.Placement = &swarm.Placement{Preferences: []swarm.PlacementPreference{{Spread: &swarm.SpreadOver{SpreadDescriptor: "node.labels.zone"}}}}
+	}
+	if s.Mode.Replicated != nil && w.chance(.15) {
+		if s.TaskTemplate.Placement == nil {
+			s.TaskTemplate.Placement = &swarm.Placement{}
+		}
+		s.TaskTemplate.Placement.MaxReplicas = uint64(1 + w.rng.IntN(3))
+	}
+	if w.chance(.25) {
+		p := swarm.PortConfig{Protocol: "tcp", TargetPort: 80, PublishedPort: uint32(w.rng.IntN(3)) * 8080 % 16160, PublishMode: swarm.PortConfigPublishModeIngress}
+		if w.chance(.4) {
+			p.PublishMode, p.PublishedPort = swarm.PortConfigPublishModeHost, uint32(9000+w.rng.IntN(2))
+		}
+		s.EndpointSpec = &swarm.EndpointSpec{Ports: []swarm.PortConfig{p}}
 	}
 	u.policies(&s)
 	if rev := revision(m.snap, id, s, m.wall()); rev != nil {
@@ -319,12 +264,48 @@ func (u *users) revise(m *member, id model.ServiceID, what string, edit func(*sw
 
 func (u *users) rollback(m *member, id model.ServiceID) {
 	svc := m.snap.Service(id)
-	if svc.JobIteration != 0 {
-		return
-	}
 	if rev := orchestrate.Rollback(svc, orchestrate.ManualRollback, max(m.wall(), m.snap.Time())); rev != nil {
 		u.write(m, "rollback", guarded(m, id), model.Change{NewRevision: rev})
 	}
+}
+
+// steer pauses, resumes or cancels a rollout.
+func (u *users) steer(m *member, id model.ServiceID) {
+	svc := m.snap.Service(id)
+	guards := append(guarded(m, id), model.Guard{Key: model.ServiceKey(id), Group: model.GroupUpdate, Version: svc.UpdateVersion})
+	at := max(m.wall(), m.snap.Time())
+	if svc.UpdateVersion == 0 {
+		return
+	}
+	switch u.w.rng.IntN(4) {
+	case 0:
+		if rev, err := orchestrate.Cancel(svc, at); err == nil {
+			u.write(m, "cancel", guards, model.Change{NewRevision: rev})
+		}
+	case 1:
+		if c, err := orchestrate.Pause(svc); err == nil {
+			u.write(m, "pause", guards, c)
+		}
+	default:
+		if c, err := orchestrate.Resume(svc, at); err == nil {
+			u.write(m, "resume", guards, c)
+		}
+	}
+}
+
+// history changes how many old tasks the swarm keeps.
+func (u *users) history(m *member) {
+	c := *m.snap.Cluster()
+	limits := []int64{0, 1, 5, 10}
+	spec := *c.Spec.Typed
+	spec.Orchestration.TaskHistoryRetentionLimit = &limits[u.w.rng.IntN(len(limits))]
+	made, err := model.MakeSpec(&spec)
+	if err != nil {
+		u.w.fail("the swarm's spec cannot be made: %v", err)
+		return
+	}
+	c.Spec = made
+	u.write(m, "history limit", []model.Guard{{Key: model.ClusterKey(), Group: model.GroupSpec, Version: c.SpecVersion}}, model.Change{PutCluster: &c})
 }
 
 // node changes some node: drain, pause, activate, another label; or it removes one that is down.
@@ -335,7 +316,7 @@ func (u *users) node(m *member) {
 		ids = append(ids, n.ID)
 	}
 	n := m.snap.Node(ids[w.rng.IntN(len(ids))])
-	if n.State == swarm.NodeStateDown && len(ids) > 2 && w.chance(.3) {
+	if (n.State == swarm.NodeStateDown || w.chance(.05)) && len(ids) > 2 && w.chance(.3) {
 		u.write(m, "remove node", nil, model.Change{DeleteNode: n.ID})
 		if len(w.nodes) < 8 {
 			w.after(senderUser, w.between(second, 10*second), w.join)
