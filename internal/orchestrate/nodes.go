@@ -21,7 +21,12 @@ func (p *planner) node(id model.NodeID) *nodeView {
 		return v
 	}
 	n := p.snap.Node(id)
-	v := &nodeView{node: n}
+	if len(p.views) == 0 {
+		p.views = make([]nodeView, 16)
+	}
+	v := &p.views[0]
+	p.views = p.views[1:]
+	v.node = n
 	if n != nil {
 		v.down = n.State == swarm.NodeStateDown && p.obs.Settled
 		v.held = v.down && p.held(n)
@@ -43,7 +48,7 @@ func (p *planner) matches(n *model.Node) bool {
 		return true
 	}
 	id := ""
-	if c := p.snap.Cluster(); c != nil {
+	if c := p.snap.Cluster(); c != nil && p.byID {
 		id = c.Namer().NodeID(n.ID)
 	}
 	return model.NodeMatches(p.constraints, n, id)

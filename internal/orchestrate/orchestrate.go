@@ -10,6 +10,8 @@
 package orchestrate
 
 import (
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/skep-swarm/skep/internal/model"
@@ -85,7 +87,9 @@ type planner struct {
 	next model.Time
 
 	nodes       map[model.NodeID]*nodeView
+	views       []nodeView // room for more
 	constraints []model.Constraint
+	byID        bool // one of them asks for a node's identifier, which takes time to make
 	policy      restartPolicy
 	history     int // dead tasks and live ones to keep per slot, < 0 for all
 	lastTask    uint64
@@ -99,6 +103,7 @@ func (p *planner) prepare() {
 	if pl := p.svc.Spec().TaskTemplate.Placement; pl != nil {
 		// Constraints that cannot be read match no node in schedule and move nothing here.
 		p.constraints, _ = model.ParseConstraints(pl.Constraints)
+		p.byID = slices.ContainsFunc(p.constraints, func(c model.Constraint) bool { return strings.EqualFold(c.Key, "node.id") })
 	}
 	p.policy = newRestartPolicy(p.svc.Spec().TaskTemplate.RestartPolicy)
 	p.history = historyLimit(p.snap)

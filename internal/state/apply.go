@@ -88,7 +88,7 @@ func (w *writer) txn(t *model.Txn) error {
 			return err
 		}
 	}
-	if len(t.Changes) == 1 && (t.Changes[0].PutTasks == nil || len(t.Changes[0].PutTasks.Tasks) <= 1) {
+	if len(t.Changes) == 1 {
 		return w.change(&t.Changes[0])
 	}
 	before, touched := w.s, len(w.touched)

@@ -11,8 +11,8 @@ import (
 // one of them.
 const slab = 16
 
-// putTasks creates many tasks of a service. One alone is checked before anything is written; of
-// several, txn keeps a copy to go back to.
+// putTasks creates many tasks of a service. Like every change it checks before it writes: a copy to go
+// back to would cost more than the tasks.
 func (w *writer) putTasks(c *model.TasksPut) error {
 	v := w.s.Service(c.Service)
 	switch {
@@ -28,9 +28,15 @@ func (w *writer) putTasks(c *model.TasksPut) error {
 			return model.Invalidf("a task's text is missing")
 		}
 	}
-	if err := w.claimPlaces(c); err != nil {
+	order := byNode(c.Tasks)
+	claims, err := w.checkPlaces(c, order)
+	if err != nil {
 		return err
 	}
+	if err := w.claimAddrs(c, order); err != nil {
+		return err
+	}
+	w.claimPlaces(c, order, claims)
 	w.touched = slices.Grow(w.touched, len(c.Tasks))
 	last, _ := w.s.tasks.Max()
 	atEnd := last == nil || last.ID.Service < c.Service || last.ID.Service == c.Service && last.ID.Num < c.First
@@ -67,61 +73,87 @@ func (w *writer) fill(t *model.Task, c *model.TasksPut, i int) {
 	t.PlaceVer, t.DesiredVer, t.StatusVer = w.stamp(1), w.stamp(1), w.stamp(1)
 }
 
-// claimPlaces books what claimPlace books for one, node by node.
-func (w *writer) claimPlaces(c *model.TasksPut) error {
-	var hint btree.PathHint
+// nodeClaim is what a node's load will be.
+type nodeClaim struct {
+	node model.NodeID
+	load Load
+}
+
+// checkPlaces is the guard of claimPlace for many tasks, node by node, without writing.
+func (w *writer) checkPlaces(c *model.TasksPut, order []int32) ([]nodeClaim, error) {
+	var claims []nodeClaim
 	sh := w.share(&model.Task{Template: c.Template})
-	order := byNode(c.Tasks)
-	for from := 0; from < len(order); {
-		node := c.Tasks[order[from]].Node
-		to := from + 1
-		for to < len(order) && c.Tasks[order[to]].Node == node {
-			to++
+	var n *model.Node
+	for _, i := range order {
+		t := &c.Tasks[i]
+		if t.Node == 0 {
+			continue
 		}
-		if node != 0 {
-			if err := w.claimNode(c, node, order[from:to], sh, &hint); err != nil {
-				return err
+		if n == nil || n.ID != t.Node {
+			if n = w.s.Node(t.Node); n == nil {
+				return nil, model.NotFoundf("node %s not found", w.s.name(model.NodeKey(t.Node)))
+			}
+			if c.Base != 0 && (n.SpecVersion > c.Base || n.StateVer > c.Base) {
+				return nil, model.Stalef("node %s has changed", n.Hostname())
 			}
 		}
-		from = to
+		if !books(t) {
+			continue
+		}
+		if len(claims) == 0 || claims[len(claims)-1].node != t.Node {
+			claims = append(claims, nodeClaim{t.Node, w.s.Load(t.Node)})
+		}
+		load := &claims[len(claims)-1].load
+		sh.generic = t.Generic
+		if err := load.fits(n, &sh); err != nil {
+			return nil, err
+		}
+		load.add(&sh)
+	}
+	return claims, nil
+}
+
+func books(t *model.TaskNew) bool {
+	return t.Node != 0 && t.State >= model.StateAssigned && !t.State.Terminal()
+}
+
+// claimAddrs books the tasks' addresses, or none of them.
+func (w *writer) claimAddrs(c *model.TasksPut, order []int32) error {
+	for k, i := range order {
+		t := &c.Tasks[i]
+		if !books(t) || !t.Gateway4.IsValid() {
+			continue
+		}
+		owner, taken := w.s.addrs.Set(addrKey(t.Gateway4), model.TaskID{Service: c.Service, Num: c.First + uint64(i)})
+		if !taken {
+			continue
+		}
+		w.s.addrs.Set(addrKey(t.Gateway4), owner)
+		for _, j := range order[:k] {
+			t := &c.Tasks[j]
+			id := model.TaskID{Service: c.Service, Num: c.First + uint64(j)}
+			if !books(t) || !t.Gateway4.IsValid() {
+				continue
+			}
+			if have, _ := w.s.addrs.Get(addrKey(t.Gateway4)); have == id {
+				w.s.addrs.Delete(addrKey(t.Gateway4))
+			}
+		}
+		return model.Stalef("address %s is in use", t.Gateway4)
 	}
 	return nil
 }
 
-func (w *writer) claimNode(c *model.TasksPut, node model.NodeID, tasks []int32, sh share, hint *btree.PathHint) error {
-	n := w.s.Node(node)
-	if n == nil {
-		return model.NotFoundf("node %s not found", w.s.name(model.NodeKey(node)))
-	}
-	if c.Base != 0 && (n.SpecVersion > c.Base || n.StateVer > c.Base) {
-		return model.Stalef("node %s has changed", n.Hostname())
-	}
-	load := w.s.Load(node)
-	booked := false
-	for _, i := range tasks {
-		t, id := &c.Tasks[i], model.TaskID{Service: c.Service, Num: c.First + uint64(i)}
-		if t.State >= model.StateAssigned && !t.State.Terminal() {
-			sh.generic = t.Generic
-			if err := load.fits(n, &sh); err != nil {
-				return err
-			}
-			if t.Gateway4.IsValid() {
-				if len(c.Tasks) == 1 && w.s.AddrInUse(t.Gateway4) {
-					return model.Stalef("address %s is in use", t.Gateway4)
-				}
-				if _, taken := w.s.addrs.Set(addrKey(t.Gateway4), id); taken {
-					return model.Stalef("address %s is in use", t.Gateway4)
-				}
-			}
-			load.add(&sh)
-			booked = true
+func (w *writer) claimPlaces(c *model.TasksPut, order []int32, claims []nodeClaim) {
+	var hint btree.PathHint
+	for _, i := range order {
+		if node := c.Tasks[i].Node; node != 0 {
+			w.s.onNode.SetHint(nodeTask{node, model.TaskID{Service: c.Service, Num: c.First + uint64(i)}}, &hint)
 		}
-		w.s.onNode.SetHint(nodeTask{node, id}, hint)
 	}
-	if booked {
-		w.s.loads.Set(node, load)
+	for i := range claims {
+		w.s.loads.Set(claims[i].node, claims[i].load)
 	}
-	return nil
 }
 
 // byNode is the order of the tasks by their nodes, then as they are.

@@ -7,6 +7,9 @@ import (
 // maxClusterNodes bounds what one swarm may hold; far above the hundreds it is made for.
 const maxClusterNodes = 1 << 16
 
+// maxImages bounds the image table.
+const maxImages = 1 << 16
+
 func (w *writer) change(c *model.Change) error {
 	switch {
 	case c.PutCluster != nil:
@@ -195,6 +198,9 @@ func (w *writer) deleteNetwork(id model.NetworkID) error {
 func (w *writer) putImage(c *model.Image) error {
 	if c.Name == "" {
 		return model.Invalidf("an image needs a name")
+	}
+	if w.s.Image(c.Name) == nil && w.s.images.Len() >= maxImages {
+		return model.Errorf(model.Exhausted, "the swarm knows %d image names, the most it can hold: remove some (docker image rm)", maxImages)
 	}
 	n := *c
 	n.At = w.now

@@ -215,7 +215,7 @@ func TestReplicasAgree(t *testing.T) {
 	})
 }
 
-func encoded(t *rapid.T, s *Snapshot) []byte {
+func encoded(t interface{ Fatal(...any) }, s *Snapshot) []byte {
 	var buf bytes.Buffer
 	if err := s.Encode(&buf); err != nil {
 		t.Fatal(err)
