@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"runtime"
 	"syscall"
 	"testing"
 	"time"
@@ -126,6 +127,7 @@ func BenchmarkPlan(b *testing.B) {
 			var used time.Duration
 			for range b.N {
 				p := benchPlanner(s)
+				runtime.GC() // what made the services is not the planner's garbage
 				start := cpuTime()
 				done := commit(b, p, s)
 				used += cpuTime() - start
@@ -151,6 +153,7 @@ func BenchmarkSmallServiceInFullSwarm(b *testing.B) {
 			full, out := full.Apply(full.Index()+1, &model.Batch{Time: benchTime, Txns: []model.Txn{{Changes: []model.Change{c}}}})
 			p := benchPlanner(full)
 			commit(b, p, full)
+			runtime.GC()
 			b.ResetTimer()
 			start := cpuTime()
 			for range b.N {
