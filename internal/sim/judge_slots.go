@@ -104,7 +104,7 @@ func (j *judge) attempts(s *step) {
 				prev = o
 			}
 		}
-		if prev == nil || prev.Template != t.Template || prev.JobIteration != t.JobIteration || j.known(rolloutRetries, j.rolls(s, t)) {
+		if prev == nil || prev.Template != t.Template || prev.JobIteration != t.JobIteration || j.known(olderStays, olderLive(s, prev)) {
 			continue
 		}
 		chain := append(append([]model.Time(nil), j.chain[prev.ID]...), s.after.Time())
@@ -128,13 +128,11 @@ func (j *judge) attempts(s *step) {
 	}
 }
 
-// rolls reports whether a task was put into its slot although another one is wanted there that the
-// rollout has to replace.
-func (j *judge) rolls(s *step, t *model.Task) bool {
-	svc := s.after.Service(t.ID.Service)
-	for o := range s.before.Tasks(t.ID.Service) {
-		if slotOf(o) == slotOf(t) && o.Template != t.Template && o.Desired <= model.StateRunning && !o.State.Terminal() {
-			return inProgress(svc.Update)
+// olderLive reports whether an older task than prev was still wanted in its slot.
+func olderLive(s *step, prev *model.Task) bool {
+	for o := range s.before.Tasks(prev.ID.Service) {
+		if slotOf(o) == slotOf(prev) && o.ID.Num < prev.ID.Num && o.Desired <= model.StateRunning {
+			return true
 		}
 	}
 	return false

@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"github.com/moby/moby/api/types/swarm"
 	"github.com/skep-swarm/skep/internal/model"
 	"github.com/skep-swarm/skep/internal/state"
 )
@@ -18,15 +19,19 @@ const (
 	// neverPlaced: a task that a rollout made, that found no node and was replaced again stays
 	// "pending", and the rollout counts it as under way for ever.
 	neverPlaced gap = "never-placed"
-	// rolloutRetries: starting first and going on after failures, a rollout begins again with a slot
-	// whose new task used up its attempts, without end, because the old task is still there.
-	rolloutRetries gap = "rollout-retries"
+	// olderStays: while an older task of a slot is still there (a rollout starts first, or a drained node
+	// waits for the successor), its successors' restarts are forgotten with them, and the slot is
+	// filled again when they have used up their attempts.
+	olderStays gap = "older-stays"
 	// heldOvertaken: a successor that is held until its predecessor may leave a node is let go while
 	// that one runs, when a new revision overtakes them both.
 	heldOvertaken gap = "held-overtaken"
 	// surgeThird: when both tasks of a slot that starts first have to leave their node, and are both of
 	// overtaken revisions, their successor comes up as a third beside them.
 	surgeThird gap = "surge-third"
+	// brakeEnd: a service that the brake on mass failure holds, but without a placed task that it would
+	// move, is not planned when the brake lets go.
+	brakeEnd gap = "brake-end"
 )
 
 // known reports whether what would be a failure is a known gap.
@@ -69,6 +74,17 @@ func thirdBeside(s *step, svc *model.Service, k slotKey) bool {
 		}
 	}
 	return len(staying) == 0 || len(staying) == 1 && staying[0] == last
+}
+
+// massDown reports whether so many nodes are down that the brake may have held.
+func massDown(s *state.Snapshot) bool {
+	n := 0
+	for node := range s.Nodes() {
+		if node.State == swarm.NodeStateDown {
+			n++
+		}
+	}
+	return n >= 2 && 3*n > s.NumNodes()
 }
 
 // stuck reports whether the rollout has a task under way that will never be.

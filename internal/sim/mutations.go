@@ -79,22 +79,22 @@ func (x *mutator) batch(m *member, b *model.Batch) *model.Batch {
 // reuse changes the addresses of placements to those that were freed last.
 func (x *mutator) reuse(m *member, b *model.Batch) {
 	taken := map[netip.Addr]bool{}
+	again := func(node model.NodeID, addr *netip.Addr) {
+		if a := x.w.judge.freed[node]; addr.IsValid() && a.IsValid() && !taken[a] && !m.snap.AddrInUse(a) {
+			*addr, taken[a] = a, true
+		}
+	}
 	for i := range b.Txns {
 		for j := range b.Txns[i].Changes {
-			var node model.NodeID
-			var addr *netip.Addr
-			c := &b.Txns[i].Changes[j]
-			switch {
+			switch c := &b.Txns[i].Changes[j]; {
 			case c.SetTaskPlace != nil:
-				node, addr = c.SetTaskPlace.Node, &c.SetTaskPlace.Gateway4
+				again(c.SetTaskPlace.Node, &c.SetTaskPlace.Gateway4)
 			case c.PutTask != nil:
-				node, addr = c.PutTask.Node, &c.PutTask.Gateway4
-			}
-			if addr == nil || !addr.IsValid() {
-				continue
-			}
-			if a := x.w.judge.freed[node]; a.IsValid() && !taken[a] && !m.snap.AddrInUse(a) {
-				*addr, taken[a] = a, true
+				again(c.PutTask.Node, &c.PutTask.Gateway4)
+			case c.PutTasks != nil:
+				for k := range c.PutTasks.Tasks {
+					again(c.PutTasks.Tasks[k].Node, &c.PutTasks.Tasks[k].Gateway4)
+				}
 			}
 		}
 	}

@@ -111,6 +111,12 @@ func describeChange(c *model.Change) string {
 	case c.PutTask != nil:
 		t := c.PutTask
 		return fmt.Sprintf("+%s slot %d tpl %d %s→%s node %d %s", short(t.ID), t.Slot, t.Template, t.State, t.Desired, t.Node, t.Gateway4)
+	case c.PutTasks != nil:
+		s := fmt.Sprintf("+%d tasks tpl %d →%s:", len(c.PutTasks.Tasks), c.PutTasks.Template, c.PutTasks.Desired)
+		for i, t := range c.PutTasks.Tasks {
+			s += fmt.Sprintf(" +t%d.%d slot %d %s node %d %s", c.PutTasks.Service, c.PutTasks.First+uint64(i), t.Slot, t.State, t.Node, t.Gateway4)
+		}
+		return s
 	case c.SetTaskDesired != nil:
 		return fmt.Sprintf("%s→%s", short(c.SetTaskDesired.Task), c.SetTaskDesired.Desired)
 	case c.SetTaskPlace != nil:
