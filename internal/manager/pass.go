@@ -37,6 +37,7 @@ type Planner struct {
 	heard  bool // a whole lease has passed since
 	lease  func() time.Duration
 	downAt map[model.NodeID]model.Time
+	cache  schedule.Cache
 	log    *slog.Logger
 	// What the last Plan took on, in case its batches get lost.
 	tookServices []model.ServiceID
@@ -164,7 +165,7 @@ func (p *Planner) blocks(snap *state.Snapshot) []model.Txn {
 
 // plan runs the deciders over the services on one working copy.
 func (p *Planner) plan(snap *state.Snapshot, ids []model.ServiceID, now model.Time, clock time.Time) []model.Txn {
-	w := &work{snap: snap, now: now, base: snap, obs: p.observe(snap, now, clock),
+	w := &work{cache: &p.cache, snap: snap, now: now, base: snap, obs: p.observe(snap, now, clock),
 		plans: map[model.ServiceID]*plan{}, next: map[model.ServiceID]model.Time{}, waiting: map[model.ServiceID]bool{}}
 	todo := ids
 	for range maxRounds {
@@ -220,6 +221,7 @@ type work struct {
 	waiting    map[model.ServiceID]bool // found no place in their last round
 	blocks     []model.Txn
 	failed     []error
+	cache      *schedule.Cache
 }
 
 // round runs each decider once over the services and returns those that changed. Tasks that are about to
@@ -243,7 +245,7 @@ func (w *work) round(ids []model.ServiceID) []model.ServiceID {
 		w.take(id, &ports, changed)
 		delete(w.waiting, id)
 	}
-	placed := schedule.PlanNew(w.snap, ids, puts, w.now)
+	placed := w.cache.PlanNew(w.snap, ids, puts, w.now)
 	w.wait(placed.Waiting)
 	w.address(placed.Txns, changed)
 	w.make(fresh, changed)

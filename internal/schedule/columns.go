@@ -60,33 +60,40 @@ type columns struct {
 	buckets   *buckets       // made when the first small group comes
 }
 
-func newColumns(snap *state.Snapshot) *columns {
+func newColumns(snap *state.Snapshot) *columns { return columnsAfter(snap, nil) }
+
+// columnsAfter takes over from the columns of an earlier pass what depends on the nodes' specs and
+// descriptions alone, when these are still the same.
+func columnsAfter(snap *state.Snapshot, old *columns) *columns {
 	n := snap.NumNodes()
 	c := &columns{
 		snap: snap, nodes: make([]*model.Node, 0, n),
-		all: newSet(n), ready: newSet(n), cpu: make([]int64, n), mem: make([]int64, n), total: make([]int32, n),
-		matches: map[string]set{}, platforms: map[swarm.Platform]set{}, claimed: map[model.HostPort]set{},
-		generic: map[string]*genericColumn{}, trees: map[string]*branch{}, static: map[string]set{},
+		ready: newSet(n), cpu: make([]int64, n), mem: make([]int64, n), total: make([]int32, n),
+		claimed: map[model.HostPort]set{}, generic: map[string]*genericColumn{},
 	}
-	if last := uint64(snap.LastNode()); last <= uint64(8*n+1024) {
-		c.rows = make([]int32, last+1)
-	} else {
-		c.index = make(map[model.NodeID]int, n)
-	}
+	same := old != nil && len(old.nodes) == n
 	for node := range snap.Nodes() {
 		i := len(c.nodes)
 		c.nodes = append(c.nodes, node)
-		if c.rows != nil && uint64(node.ID) < uint64(len(c.rows)) {
-			c.rows[node.ID] = int32(i + 1)
-		} else if c.index != nil {
-			c.index[node.ID] = i
-		}
 		c.cpu[i] = node.Description.Resources.NanoCPUs
 		c.mem[i] = node.Description.Resources.MemoryBytes
-		c.all.add(i)
 		if node.State == swarm.NodeStateReady && node.Spec.Availability == swarm.NodeAvailabilityActive {
 			c.ready.add(i)
 		}
+		same = same && alike(node, old.nodes[i])
+	}
+	if same {
+		c.all, c.rows, c.index, c.matches, c.platforms, c.trees = old.all, old.rows, old.index, old.matches, old.platforms, old.trees
+		c.static = old.static
+	} else {
+		c.number()
+		c.matches, c.platforms, c.trees = map[string]set{}, map[swarm.Platform]set{}, map[string]*branch{}
+	}
+	if !same || !slices.Equal(c.ready, old.ready) || len(c.static) > maxKept {
+		c.static = map[string]set{}
+	}
+	if len(c.matches) > maxKept {
+		c.matches = map[string]set{}
 	}
 	for id, load := range snap.Loads() {
 		if i, ok := c.row(id); ok {
@@ -96,6 +103,34 @@ func newColumns(snap *state.Snapshot) *columns {
 		}
 	}
 	return c
+}
+
+// maxKept bounds the sets that are kept from pass to pass.
+const maxKept = 4096
+
+// alike reports whether two states of a node are the same to filters; reports and leases make new ones
+// all the time.
+func alike(a, b *model.Node) bool {
+	return a == b || a.ID == b.ID && a.SpecVersion == b.SpecVersion && a.DescVersion == b.DescVersion && a.Addr == b.Addr
+}
+
+// number gives the nodes their rows.
+func (c *columns) number() {
+	n := len(c.nodes)
+	c.all = newSet(n)
+	if last := n - 1; last >= 0 && uint64(c.nodes[last].ID) <= uint64(8*n+1024) {
+		c.rows = make([]int32, c.nodes[last].ID+1)
+	} else {
+		c.index = make(map[model.NodeID]int, n)
+	}
+	for i, node := range c.nodes {
+		c.all.add(i)
+		if c.rows != nil {
+			c.rows[node.ID] = int32(i + 1)
+		} else {
+			c.index[node.ID] = i
+		}
+	}
 }
 
 // row is the place of a node in the columns.

@@ -45,9 +45,25 @@ func Plan(snap *state.Snapshot, services []model.ServiceID, now model.Time) Resu
 // PlanNew is Plan with tasks that are about to be made: fresh holds them by service, and each gets its
 // node, or its reason for waiting, written into it before it is in any state.
 func PlanNew(snap *state.Snapshot, services []model.ServiceID, fresh map[model.ServiceID][]*model.TasksPut, now model.Time) Result {
-	p := &planner{snap: snap, now: now, fresh: fresh}
+	return new(Cache).PlanNew(snap, services, fresh, now)
+}
+
+// Cache keeps from one PlanNew to the next what is read from the nodes' specs and descriptions: labels,
+// platforms, spread trees. It changes no result, as long as the versions of nodes tell whether they
+// changed, which they do in a log's snapshots. The zero value is ready. Not safe for concurrent use.
+type Cache struct {
+	last *columns
+}
+
+// PlanNew is the function of that name, in less time.
+func (c *Cache) PlanNew(snap *state.Snapshot, services []model.ServiceID, fresh map[model.ServiceID][]*model.TasksPut, now model.Time) Result {
+	p := &planner{snap: snap, now: now, fresh: fresh, kept: c.last}
 	for _, id := range services {
 		p.service(id)
+	}
+	if p.nodes != nil {
+		p.nodes.snap = nil // nothing reads it any more, and it is large
+		c.last = p.nodes
 	}
 	return Result{Txns: p.txns, Waiting: p.waiting}
 }
@@ -56,6 +72,7 @@ type planner struct {
 	snap    *state.Snapshot
 	now     model.Time
 	fresh   map[model.ServiceID][]*model.TasksPut
+	kept    *columns // of an earlier pass; may be nil
 	nodes   *columns // made when the first task needs a node
 	have    counts
 	txns    []model.Txn
@@ -100,7 +117,7 @@ func (p *planner) service(id model.ServiceID) {
 		return
 	}
 	if p.nodes == nil {
-		p.nodes = newColumns(p.snap)
+		p.nodes = columnsAfter(p.snap, p.kept)
 		p.have.size(len(p.nodes.nodes))
 	}
 	p.have.clear()

@@ -352,6 +352,54 @@ func TestFreshTasksArePlacedAlike(t *testing.T) {
 	}
 }
 
+// TestCacheChangesNothing plans one swarm again and again, while its nodes change, with a cache and without.
+func TestCacheChangesNothing(t *testing.T) {
+	for seed := range uint64(60) {
+		r := rand.New(rand.NewPCG(seed, 3))
+		c := newCluster(t)
+		for range 2 + r.IntN(30) {
+			c.node(nil)
+		}
+		var cache Cache
+		for range 12 {
+			node := model.NodeID(1 + r.IntN(int(c.snap.LastNode())))
+			switch n := *c.snap.Node(node); r.IntN(4) {
+			case 0:
+				n.Spec.Labels = map[string]string{"zone": []string{"a", "b"}[r.IntN(2)]}
+				n.Spec.Availability = []swarm.NodeAvailability{swarm.NodeAvailabilityActive, swarm.NodeAvailabilityDrain}[r.IntN(2)]
+				c.do(model.Change{SetNodeSpec: &model.NodeSpecSet{Node: node, Spec: n.Spec}})
+			case 1:
+				c.do(model.Change{SetNodeState: &model.NodeStateSet{Node: node, State: []swarm.NodeState{swarm.NodeStateDown, swarm.NodeStateReady}[r.IntN(2)]}})
+			case 2:
+				n.Description.Platform.Architecture = []string{"arm64", "amd64"}[r.IntN(2)]
+				n.Description.Engine.Labels = map[string]string{"rack": fmt.Sprint(r.IntN(3))}
+				c.do(model.Change{SetNodeDesc: &model.NodeDescSet{Node: node, Description: n.Description}})
+			}
+			id := c.service(1+r.IntN(6), func(s *swarm.ServiceSpec) { randomNeed(r, s) })
+			with, without := cache.PlanNew(c.snap, []model.ServiceID{id}, nil, testTime), Plan(c.snap, []model.ServiceID{id}, testTime)
+			a, b := c.snap, c.snap
+			for _, r := range []struct {
+				to   **state.Snapshot
+				from Result
+			}{{&a, with}, {&b, without}} {
+				for _, txn := range r.from.Txns {
+					next, err := (*r.to).With(txn.Changes...)
+					if err != nil {
+						t.Fatal(err)
+					}
+					*r.to = next
+				}
+			}
+			for task := range a.Tasks(id) {
+				if o := b.Task(task.ID); o.Node != task.Node || o.Err != task.Err {
+					t.Fatalf("seed %d: with a cache %+v, without %+v", seed, task, o)
+				}
+			}
+			c.apply(with)
+		}
+	}
+}
+
 func randomNeed(r *rand.Rand, s *swarm.ServiceSpec) {
 	p := swarm.Placement{MaxReplicas: uint64(r.IntN(3) * r.IntN(3))}
 	if r.IntN(3) == 0 {
