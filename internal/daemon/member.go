@@ -52,6 +52,8 @@ func (m *member) Run(ctx context.Context) error {
 			m.h.log.Warn("clean up after a swarm that was left", "err", err)
 		}
 	}
+	// The layer below must stay while a node leaves: tasks are being stopped.
+	defer m.awaitChange()
 	for {
 		select {
 		case <-ctx.Done():
@@ -61,6 +63,23 @@ func (m *member) Run(ctx context.Context) error {
 				return err
 			}
 		}
+	}
+}
+
+// changeGrace is how long a daemon that ends waits for a node that is just leaving its swarm; what is not
+// done by then is done by the next start.
+const changeGrace = 12 * time.Second
+
+// awaitChange waits, not for ever, until no swarm is being made or left.
+func (m *member) awaitChange() {
+	for deadline := time.Now().Add(changeGrace); time.Now().Before(deadline); {
+		m.mu.Lock()
+		busy := m.busy
+		m.mu.Unlock()
+		if !busy {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
 	}
 }
 

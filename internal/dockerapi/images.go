@@ -245,6 +245,27 @@ func (s *Server) recordImages(ctx context.Context, images []Image) error {
 	return nil
 }
 
+// forgetImages takes names out of the swarm's image table, if they mean the image there.
+func (s *Server) forgetImages(ctx context.Context, names []string, digest string) error {
+	if notManager(s.backend.Local(), unavailable) != nil {
+		return nil
+	}
+	_, err := s.write(ctx, "images removed", func(snap *state.Snapshot) (model.Txn, error) {
+		var txn model.Txn
+		for _, n := range names {
+			if known := snap.Image(n); known != nil && known.Digest == digest {
+				txn.Changes = append(txn.Changes, model.Change{DeleteImage: n})
+				txn.Guards = append(txn.Guards, model.Guard{Key: model.ImageKey(n), Group: model.GroupSpec, Version: known.Version})
+			}
+		}
+		return txn, nil
+	})
+	if err != nil {
+		return fmt.Errorf("take the image's names out of the swarm's table: %w", err)
+	}
+	return nil
+}
+
 func (s *Server) tagImage(r *request) error {
 	img, err := s.image(r)
 	if err != nil {
@@ -291,6 +312,9 @@ func (s *Server) removeImage(r *request) error {
 		if err := s.backend.UntagImage(r.ctx(), name); err != nil {
 			return err
 		}
+		if err := s.forgetImages(r.ctx(), []string{name}, img.Digest); err != nil {
+			return err
+		}
 		s.emitImage("untag", img, familiar(name))
 		return writeJSON(r, http.StatusOK, []image.DeleteResponse{{Untagged: familiar(name)}})
 	}
@@ -310,6 +334,9 @@ func (s *Server) removeImage(r *request) error {
 		}
 	}
 	if err := s.backend.DeleteImage(r.ctx(), img.ID); err != nil {
+		return err
+	}
+	if err := s.forgetImages(r.ctx(), img.Names, img.Digest); err != nil {
 		return err
 	}
 	out := []image.DeleteResponse{}

@@ -41,6 +41,8 @@ type server struct {
 	gate sync.RWMutex
 	gone bool
 
+	saving sync.Mutex // orders records of held ports
+
 	stop   context.CancelFunc // ends run
 	ending context.Context
 	keep   atomic.Bool // leave the table for the next keeper
@@ -186,10 +188,10 @@ func (s *server) answer(req *request) (response, error) {
 		return response{}, errors.Join(err, jsonlog.Remove(jsonlog.Path(req.Dir, req.ID)))
 	case opHold:
 		errs := s.holder.Hold(ctx, req.Ports)
-		return response{Held: portErrs(errs)}, savePorts(s.dir, s.holder.List())
+		return response{Held: portErrs(errs)}, s.savePorts()
 	case opRelease:
 		s.holder.Release(req.Ports)
-		return response{}, savePorts(s.dir, s.holder.List())
+		return response{}, s.savePorts()
 	case opProbe:
 		return response{Held: portErrs(s.holder.Probe(ctx, req.Ports))}, nil
 	case opList:
@@ -198,6 +200,14 @@ func (s *server) answer(req *request) (response, error) {
 		return response{}, nil
 	}
 	return response{}, fmt.Errorf("the keeper knows no request %q", req.Op)
+}
+
+// savePorts records what is held; requests that come together record it one after another, each as
+// it is then.
+func (s *server) savePorts() error {
+	s.saving.Lock()
+	defer s.saving.Unlock()
+	return savePorts(s.dir, s.holder.List())
 }
 
 func portErrs(errs []error) []portErr {

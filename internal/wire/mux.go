@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"slices"
 	"sync"
 	"time"
@@ -24,6 +25,8 @@ const (
 	defaultAcceptedUnread = 64
 	defaultMaxStrangers   = 512
 	defaultStrangerTime   = 2 * time.Minute
+	// maxPerSource bounds the handshakes under way from one address, so that one that never speaks holds up nobody else.
+	maxPerSource = 64
 )
 
 // MuxConfig bounds a Mux; zero fields take the defaults in brackets.
@@ -53,6 +56,7 @@ type Mux struct {
 	mu     sync.Mutex
 	protos map[string]*protoListener
 	early  map[net.Conn]struct{} // connections in their handshake
+	from   map[netip.Addr]int    // and how many of them each address has
 	closed bool
 }
 
@@ -81,6 +85,7 @@ func NewMux(ln net.Listener, cfg *tls.Config, limits MuxConfig) *Mux {
 		odd:    make(chan struct{}, limits.MaxStrangers),
 		protos: map[string]*protoListener{},
 		early:  map[net.Conn]struct{}{},
+		from:   map[netip.Addr]int{},
 	}
 }
 
@@ -152,16 +157,31 @@ func (m *Mux) Run(ctx context.Context) error {
 func (m *Mux) admit(c net.Conn) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.closed {
+	source := sourceOf(c)
+	if m.closed || m.from[source] >= maxPerSource {
 		return false
 	}
 	select {
 	case m.conns <- struct{}{}:
 		m.early[c] = struct{}{}
+		m.from[source]++
 		return true
 	default:
 		return false
 	}
+}
+
+// sourceOf is the address of a client; all of an IPv6 network's hosts (a /64) count as one.
+func sourceOf(c net.Conn) netip.Addr {
+	ap, err := netip.ParseAddrPort(c.RemoteAddr().String())
+	if err != nil {
+		return netip.Addr{}
+	}
+	a := ap.Addr().Unmap()
+	if a.Is6() {
+		a = netip.PrefixFrom(a.WithZone(""), 64).Masked().Addr()
+	}
+	return a
 }
 
 func (m *Mux) handshake(ctx context.Context, raw net.Conn) {
@@ -172,6 +192,10 @@ func (m *Mux) handshake(ctx context.Context, raw net.Conn) {
 	err := conn.HandshakeContext(hctx)
 	m.mu.Lock()
 	delete(m.early, raw)
+	source := sourceOf(raw)
+	if m.from[source]--; m.from[source] <= 0 {
+		delete(m.from, source)
+	}
 	l := m.protos[conn.ConnectionState().NegotiatedProtocol]
 	m.mu.Unlock()
 	if err != nil || l == nil {

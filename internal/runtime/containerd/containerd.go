@@ -113,6 +113,8 @@ func (r *Runtime) Run(ctx context.Context) error {
 	close(r.ready)
 	<-ctx.Done()
 	r.watchers.Wait()
+	// Not before: runc makes a container's group in two steps, and its parent must not go in between.
+	r.removeCgroupParents()
 	if err := r.closer(); err != nil {
 		return fmt.Errorf("close containerd: %w", err)
 	}

@@ -245,11 +245,7 @@ func (u *unit) forget() {
 	if u.r.units[u.id] == u {
 		delete(u.r.units, u.id)
 	}
-	empty := len(u.r.units) == 0
 	u.r.mu.Unlock()
-	if empty {
-		u.r.removeCgroupParents()
-	}
 }
 
 // Status implements runtime.Controller.

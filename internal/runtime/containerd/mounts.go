@@ -17,6 +17,7 @@ import (
 	"github.com/containerd/continuity/fs"
 	"github.com/moby/moby/api/types/mount"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
 	"github.com/skep-swarm/skep/internal/runtime"
 )
@@ -263,6 +264,23 @@ func (r *Runtime) fillVolume(ctx context.Context, s *runtime.Spec, img *image, t
 		if err != nil || !info.IsDir() {
 			return nil //nolint:nilerr // the same
 		}
-		return fs.CopyDir(dir, source)
+		return copyWhole(dir, source)
 	})
+}
+
+// copyWhole fills a directory at once: whoever is interrupted leaves it empty, to be filled by the next.
+func copyWhole(dir, source string) error {
+	part, err := os.MkdirTemp(filepath.Dir(dir), ".fill-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(part)
+	if err := fs.CopyDir(part, source); err != nil {
+		return err
+	}
+	// Not os.Rename, which refuses to replace a directory even if it is empty.
+	if err := unix.Rename(part, dir); err != nil && !errors.Is(err, unix.ENOTEMPTY) {
+		return err // another task that filled it meanwhile was as good
+	}
+	return nil
 }
