@@ -10,7 +10,9 @@ import (
 // TestSilentSourceIsBounded: clients of one address that never speak take a bounded number of the places.
 func TestSilentSourceIsBounded(t *testing.T) {
 	m := &Mux{conns: make(chan struct{}, 1000), early: map[net.Conn]struct{}{}, from: map[netip.Addr]int{}}
-	conn := func(addr string) net.Conn { return addrConn{addr: net.TCPAddrFromAddrPort(netip.MustParseAddrPort(addr))} }
+	conn := func(addr string) net.Conn {
+		return addrConn{addr: net.TCPAddrFromAddrPort(netip.MustParseAddrPort(addr))}
+	}
 	for i := range maxPerSource {
 		if !m.admit(conn(fmt.Sprintf("192.0.2.1:%d", 1000+i))) {
 			t.Fatalf("client %d was refused", i)
