@@ -57,7 +57,11 @@ func (n *nemesis) strike() {
 		if w.cfg.steps {
 			step := w.between(-20*second, 20*second)
 			m.skew += step
-			w.note("manager %d: clock steps by %d ms", uint64(m.id), uint64(step/ms), 0)
+			if step < 0 {
+				w.note("manager %d: clock steps back by %d ms", uint64(m.id), uint64(-step/ms), 0)
+			} else {
+				w.note("manager %d: clock steps on by %d ms", uint64(m.id), uint64(step/ms), 0)
+			}
 		}
 	case p < 86:
 		n.killContainer(host)
