@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 
 	"github.com/moby/moby/api/types/jsonstream"
 	"github.com/moby/moby/client"
@@ -47,7 +48,11 @@ func (c *cli) imageLoad() *cobra.Command {
 				return c.explain(err)
 			}
 			defer res.Close()
-			return printStream(cmd.OutOrStdout(), res)
+			out := cmd.OutOrStdout()
+			if quiet {
+				out = io.Discard // errors come back all the same
+			}
+			return printStream(out, res)
 		},
 	}
 	cmd.Flags().StringVarP(&input, "input", "i", "", "file to read (default standard input)")
@@ -69,7 +74,7 @@ func printStream(w io.Writer, in io.Reader) error {
 		case m.Error != nil:
 			return errors.New(m.Error.Message)
 		case m.Stream != "":
-			fmt.Fprint(w, m.Stream)
+			fmt.Fprintln(w, strings.TrimSuffix(m.Stream, "\n"))
 		case m.Status != "":
 			fmt.Fprintln(w, m.Status)
 		}

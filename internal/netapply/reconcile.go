@@ -62,10 +62,14 @@ func (s *space) reconcileLinks(p netplan.Space, resolve resolver, prune func(str
 		return 0, err
 	}
 	b := &batch{}
+	// Ports of tasks that were just removed may be here still, for the kernel takes them down in its
+	// own time: helping it is no repair and is not counted.
+	pruned := 0
 	for name, l := range have {
 		wanted := slices.ContainsFunc(p.Links, func(w netplan.Link) bool { return w.Name == name })
 		if !wanted && prune != nil && prune(name) {
 			b.delLink(l.index, name)
+			pruned++
 		}
 	}
 	made := false
@@ -83,7 +87,7 @@ func (s *space) reconcileLinks(p netplan.Space, resolve resolver, prune func(str
 		}
 		made = true
 	}
-	n := b.len()
+	n := b.len() - pruned
 	if err := s.rt.run(b); err != nil {
 		return n, err
 	}

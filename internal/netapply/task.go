@@ -31,6 +31,7 @@ func (n *Network) AddTask(ctx context.Context, t netplan.Task) (string, error) {
 		return "", err
 	}
 	if err := n.acquire(ctx); err != nil {
+		n.abandon(st)
 		return "", err
 	}
 	defer n.release()
@@ -82,6 +83,16 @@ func (n *Network) claim(t netplan.Task) (*taskState, error) {
 	st := &taskState{task: t}
 	n.tasks[t.Name()] = st
 	return st, nil
+}
+
+// abandon takes back the claim of a task whose namespace was not begun; otherwise Run would make it
+// for nobody.
+func (n *Network) abandon(st *taskState) {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	if !st.done {
+		n.forget(st)
+	}
 }
 
 func (n *Network) acquire(ctx context.Context) error {
