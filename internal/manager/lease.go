@@ -39,10 +39,11 @@ func (m *Manager) tell(e leaseEvent) {
 type nodeStates struct {
 	seen     map[model.NodeID]leaseEvent
 	deadline map[model.NodeID]time.Time
+	first    time.Time // no deadline is before it
 }
 
 func newNodeStates(s *state.Snapshot, now time.Time, lease time.Duration) *nodeStates {
-	n := &nodeStates{seen: map[model.NodeID]leaseEvent{}, deadline: map[model.NodeID]time.Time{}}
+	n := &nodeStates{seen: map[model.NodeID]leaseEvent{}, deadline: map[model.NodeID]time.Time{}, first: now.Add(lease)}
 	for node := range s.Nodes() {
 		n.deadline[node.ID] = now.Add(lease)
 	}
@@ -56,6 +57,9 @@ func (n *nodeStates) event(e leaseEvent) {
 
 // expire turns nodes that were not heard of for a whole lease into nodes that are down.
 func (n *nodeStates) expire(now time.Time) {
+	if now.Before(n.first) {
+		return
+	}
 	for id, at := range n.deadline {
 		if !now.Before(at) {
 			n.event(leaseEvent{node: id, message: "heartbeat failure: node was not heard of since this manager began to lead"})
