@@ -175,7 +175,7 @@ func (j *judge) place(s *step, t *model.Task) {
 	j.addrs[t.Gateway4] = t.ID
 	for o := range s.after.Nodes() {
 		for _, b := range o.Blocks {
-			if b.Contains(t.Gateway4) && o.ID != t.Node {
+			if b.Contains(t.Gateway4) && o.ID != t.Node && !j.known(blockRefused, s.before.Node(o.ID) != nil && !owns(n, t.Gateway4)) {
 				j.w.fail("law: an address comes from the node's own block: %s on node %d has %s of node %d", short(t.ID), t.Node, t.Gateway4, o.ID)
 			}
 		}
@@ -297,8 +297,8 @@ func (j *judge) encode(s *state.Snapshot) []byte {
 func (j *judge) planned(m *member, plan []*model.Batch) {
 	j.passes++
 	j.batches += len(plan)
-	const settles = 100 * ms // a refused transaction rests before it is planned again
-	if len(plan) > 0 || len(m.watch) > 0 || j.w.now-m.refused < settles || j.w.opt.Mutation == ParallelismOff {
+	const settles = model.Time(100 * time.Millisecond) // a refused transaction rests before it is planned again
+	if len(plan) > 0 || len(m.watch) > 0 || max(m.wall(), m.snap.Time())-m.refused < settles || j.w.opt.Mutation == ParallelismOff {
 		return
 	}
 	full := m.planner.Afresh(m.snap)

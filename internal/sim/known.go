@@ -1,6 +1,9 @@
 package sim
 
 import (
+	"net/netip"
+	"slices"
+
 	"github.com/moby/moby/api/types/swarm"
 	"github.com/skep-swarm/skep/internal/model"
 	"github.com/skep-swarm/skep/internal/state"
@@ -32,6 +35,9 @@ const (
 	// brakeEnd: a service that the brake on mass failure holds, but without a placed task that it would
 	// move, is not planned when the brake lets go.
 	brakeEnd gap = "brake-end"
+	// blockRefused: when a node's new address block is refused because another node got it meanwhile, the
+	// placements with addresses of that block, in transactions of their own, are accepted.
+	blockRefused gap = "block-refused"
 )
 
 // known reports whether what would be a failure is a known gap.
@@ -85,6 +91,11 @@ func massDown(s *state.Snapshot) bool {
 		}
 	}
 	return n >= 2 && 3*n > s.NumNodes()
+}
+
+// owns reports whether an address is in one of the node's blocks.
+func owns(n *model.Node, a netip.Addr) bool {
+	return slices.ContainsFunc(n.Blocks, func(b netip.Prefix) bool { return b.Contains(a) })
 }
 
 // stuck reports whether the rollout has a task under way that will never be.

@@ -41,7 +41,7 @@ type member struct {
 	wakes   uint64
 	heard   map[model.NodeID]int64
 	up      map[model.NodeID]bool
-	refused int64 // when a transaction of its plans was last refused
+	refused model.Time // when a plan was made of which a transaction was refused
 }
 
 func newMember(w *world, id int) *member {
@@ -319,7 +319,7 @@ func (m *member) proposePlan(plan []*model.Batch, term uint64) {
 		}
 		for _, r := range out.Results {
 			if r != nil {
-				m.refused = w.now
+				m.refused = b.Time
 			}
 		}
 		m.planner.Took(b, out)
