@@ -220,7 +220,7 @@ func (n *Network) passBase(_ context.Context, plan netplan.Plan) (int, error) {
 			rm.delLink(l.index, name)
 		}
 	}
-	total += rm.len()
+	// Not counted as a repair: the kernel takes the ports of removed tasks down in its own time.
 	if err := n.gw.rt.run(rm); err != nil {
 		return total, err
 	}
