@@ -11,12 +11,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"strings"
 
 	"github.com/moby/moby/client"
 	"github.com/spf13/cobra"
-	"golang.org/x/term"
 )
 
 // DefaultHost is where the daemon listens unless it is told otherwise.
@@ -155,10 +153,4 @@ func (c *cli) explain(err error) error {
 		return err
 	}
 	return fmt.Errorf("no daemon answers at %s: start one with 'skep up' (one node, now) or 'systemctl start skep'", c.address())
-}
-
-// interactive reports whether w is a terminal that wants colours and moving lines.
-func (c *cli) interactive(w io.Writer) bool {
-	f, ok := w.(*os.File)
-	return ok && term.IsTerminal(int(f.Fd())) && c.Getenv("NO_COLOR") == "" && c.Getenv("TERM") != "dumb"
 }

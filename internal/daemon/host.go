@@ -16,7 +16,6 @@ import (
 	"github.com/skep-swarm/skep/internal/embedded"
 	"github.com/skep-swarm/skep/internal/images"
 	"github.com/skep-swarm/skep/internal/keeper"
-	"github.com/skep-swarm/skep/internal/keeper/ports"
 	"github.com/skep-swarm/skep/internal/netapply"
 	"github.com/skep-swarm/skep/internal/netplan"
 	skruntime "github.com/skep-swarm/skep/internal/runtime"
@@ -181,11 +180,6 @@ func (h *host) clearKeeper(ctx context.Context) error {
 }
 
 func (h *host) containerDir(id string) string { return filepath.Join(h.cfg.data("containers"), id) }
-
-// probePorts asks which ports a program on this host holds.
-func (h *host) probePorts(ctx context.Context, list []ports.Port) ([]error, error) {
-	return h.keeper.Probe(ctx, list)
-}
 
 // shortRef drops the digest that a name is pinned to.
 func shortRef(name string) string {

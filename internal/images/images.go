@@ -181,9 +181,11 @@ func find(ctx context.Context, c *client.Client, name string) (*entry, error) {
 		}
 	}
 	if err != nil {
-		return nil, fmt.Errorf("No such image: %s: %w", name, errdefs.ErrNotFound) //nolint:staticcheck // Docker's text
+		//lint:ignore ST1005 it is Docker's text
+		return nil, fmt.Errorf("No such image: %s: %w", name, errdefs.ErrNotFound)
 	}
-	return nil, fmt.Errorf("No such image: %s: %w", reference.FamiliarString(ref), errdefs.ErrNotFound) //nolint:staticcheck // the same
+	//lint:ignore ST1005 it is Docker's text
+	return nil, fmt.Errorf("No such image: %s: %w", reference.FamiliarString(ref), errdefs.ErrNotFound)
 }
 
 // byName finds the image with a name, or with a digest whatever its name is, so that a pinned image is found under

@@ -80,6 +80,7 @@ func (s *server) accept() error {
 		if errors.Is(err, os.ErrDeadlineExceeded) {
 			// A handoff is under way: wait how it ends.
 			s.gate.RLock()
+			//lint:ignore SA2001 the gate opens when it has ended
 			s.gate.RUnlock()
 			continue
 		}

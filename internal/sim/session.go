@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"slices"
 
-	"github.com/moby/moby/api/types/swarm"
 	"github.com/skep-swarm/skep/internal/model"
 	"github.com/skep-swarm/skep/internal/replica"
 	"github.com/skep-swarm/skep/internal/state"
@@ -281,6 +280,3 @@ func (m *member) flush() {
 	}
 	try()
 }
-
-// nodeState is what the truth says of a node.
-func nodeReady(n *model.Node) bool { return n != nil && n.State == swarm.NodeStateReady }

@@ -39,7 +39,6 @@ type task struct {
 	prepared bool
 	busy     bool // a step is under way
 	gen      uint64
-	tries    int
 
 	running bool
 	exited  bool

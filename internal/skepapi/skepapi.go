@@ -7,7 +7,6 @@ package skepapi
 import (
 	"context"
 	"encoding/json"
-	"fmt"
 	"net/http"
 	"time"
 
@@ -129,11 +128,4 @@ func stamp(t model.Time) string {
 		return ""
 	}
 	return time.Unix(0, int64(t)).UTC().Format(time.RFC3339Nano)
-}
-
-func plural(n int, one string) string {
-	if n == 1 {
-		return fmt.Sprintf("1 %s", one)
-	}
-	return fmt.Sprintf("%d %ss", n, one)
 }
