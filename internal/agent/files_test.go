@@ -48,6 +48,26 @@ func TestHostsFile(t *testing.T) {
 	}
 }
 
+// A task finds its generic resources in Docker's variables, after its own and without a look at placeholders.
+func TestGenericResourcesInEnvironment(t *testing.T) {
+	a := &Agent{node: &pb.NodeInfo{NodeId: "node1"}}
+	spec := simpleSpec()
+	spec.ContainerSpec.Env = []string{"A=b"}
+	got, err := a.buildSpec(&pb.Task{Id: "t1", Generic: []*pb.GenericResource{
+		{Kind: "gpu", Count: 2}, {Kind: "fpga", Name: "{{f1", Count: 1}, {Kind: "fpga", Name: "f2", Count: 1},
+	}}, &template{spec: spec, msg: &pb.Template{ServiceName: "web"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []string{"A=b", "DOCKER_RESOURCE_FPGA={{f1,f2", "DOCKER_RESOURCE_GPU=2"}
+	if !slices.Equal(got.Env, want) || !slices.Equal(got.Task.ContainerSpec.Env, want) {
+		t.Errorf("environment %q and %q, want %q", got.Env, got.Task.ContainerSpec.Env, want)
+	}
+	if len(spec.ContainerSpec.Env) != 1 {
+		t.Error("the shared template was changed")
+	}
+}
+
 func TestPlaceholders(t *testing.T) {
 	a := &Agent{node: &pb.NodeInfo{NodeId: "node1"}, hostname: "host1", platform: swarm.Platform{OS: "linux", Architecture: "x86_64"}}
 	spec := simpleSpec()

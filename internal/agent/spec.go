@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 	"strconv"
 	"strings"
 	gotemplate "text/template"
@@ -151,6 +152,7 @@ func (a *Agent) buildSpec(m *pb.Task, tpl *template) (runtime.Spec, error) {
 	if spec.Env, err = s.expandAll(cs.Env); err != nil {
 		return spec, runtime.Invalid("expanding env failed: %v", err)
 	}
+	spec.Env = append(spec.Env, resourceEnv(m.Generic)...)
 	cs.Env = spec.Env
 	if cs.Mounts, err = s.expandMounts(cs.Mounts); err != nil {
 		return spec, runtime.Invalid("expanding mounts failed: %v", err)
@@ -169,6 +171,24 @@ func (a *Agent) buildSpec(m *pb.Task, tpl *template) (runtime.Spec, error) {
 		"com.docker.swarm.service.name": s.Service.Name,
 	})
 	return spec, nil
+}
+
+// resourceEnv tells a task in Docker's variables which generic resources it has: DOCKER_RESOURCE_KIND is
+// how many, or the names.
+func resourceEnv(list []*pb.GenericResource) []string {
+	values := map[string][]string{}
+	for _, g := range list {
+		value := g.Name
+		if value == "" {
+			value = strconv.FormatInt(g.Count, 10)
+		}
+		values[g.Kind] = append(values[g.Kind], value)
+	}
+	var env []string
+	for _, kind := range slices.Sorted(maps.Keys(values)) {
+		env = append(env, "DOCKER_RESOURCE_"+strings.ToUpper(kind)+"="+strings.Join(values[kind], ","))
+	}
+	return env
 }
 
 func (s *scope) expandAll(in []string) ([]string, error) {

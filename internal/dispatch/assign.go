@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"slices"
 
+	"github.com/moby/moby/api/types/swarm"
 	"github.com/skep-swarm/skep/internal/model"
 	"github.com/skep-swarm/skep/internal/state"
 	"github.com/skep-swarm/skep/internal/wire"
@@ -130,8 +131,17 @@ func taskMessage(snap *state.Snapshot, t *model.Task) *pb.Task {
 	return &pb.Task{
 		Ref: wire.Ref(t.ID), Id: snap.Cluster().Namer().TaskID(t.ID), Slot: t.Slot, Template: uint64(t.Template),
 		Desired: uint32(t.Desired), State: uint32(t.State), JobIteration: t.JobIteration, HostPorts: wire.PortConfigs(t.HostPorts),
-		Gateway4: wire.AddrBytes(t.Gateway4), Gateway6: wire.AddrBytes(t.Gateway6),
+		Gateway4: wire.AddrBytes(t.Gateway4), Gateway6: wire.AddrBytes(t.Gateway6), Generic: genericMessages(t.Generic),
 	}
+}
+
+func genericMessages(list []swarm.GenericResource) []*pb.GenericResource {
+	var out []*pb.GenericResource
+	for _, r := range list {
+		g := model.GenericOf(r)
+		out = append(out, &pb.GenericResource{Kind: g.Kind, Name: g.Name, Count: g.N})
+	}
+	return out
 }
 
 func templateMessage(snap *state.Snapshot, id model.TemplateID) *pb.Template {

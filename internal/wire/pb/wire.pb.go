@@ -2038,7 +2038,9 @@ type Task struct {
 	Gateway6     []byte `protobuf:"bytes,8,opt,name=gateway6,proto3" json:"gateway6,omitempty"`
 	JobIteration uint64 `protobuf:"varint,9,opt,name=job_iteration,json=jobIteration,proto3" json:"job_iteration,omitempty"`
 	// Ports in host mode as the node bound them before.
-	HostPorts     []*PortConfig `protobuf:"bytes,10,rep,name=host_ports,json=hostPorts,proto3" json:"host_ports,omitempty"`
+	HostPorts []*PortConfig `protobuf:"bytes,10,rep,name=host_ports,json=hostPorts,proto3" json:"host_ports,omitempty"`
+	// Generic resources of the node that are this task's.
+	Generic       []*GenericResource `protobuf:"bytes,11,rep,name=generic,proto3" json:"generic,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2143,6 +2145,74 @@ func (x *Task) GetHostPorts() []*PortConfig {
 	return nil
 }
 
+func (x *Task) GetGeneric() []*GenericResource {
+	if x != nil {
+		return x.Generic
+	}
+	return nil
+}
+
+// GenericResource is so many of a kind, or one that has a name.
+type GenericResource struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Kind          string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Count         int64                  `protobuf:"varint,3,opt,name=count,proto3" json:"count,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GenericResource) Reset() {
+	*x = GenericResource{}
+	mi := &file_wire_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GenericResource) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GenericResource) ProtoMessage() {}
+
+func (x *GenericResource) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GenericResource.ProtoReflect.Descriptor instead.
+func (*GenericResource) Descriptor() ([]byte, []int) {
+	return file_wire_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *GenericResource) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *GenericResource) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *GenericResource) GetCount() int64 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
 // Tables are what every node must know to balance: rows that replace the row of the same key.
 type Tables struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2161,7 +2231,7 @@ type Tables struct {
 
 func (x *Tables) Reset() {
 	*x = Tables{}
-	mi := &file_wire_proto_msgTypes[27]
+	mi := &file_wire_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2173,7 +2243,7 @@ func (x *Tables) String() string {
 func (*Tables) ProtoMessage() {}
 
 func (x *Tables) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[27]
+	mi := &file_wire_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2186,7 +2256,7 @@ func (x *Tables) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Tables.ProtoReflect.Descriptor instead.
 func (*Tables) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{27}
+	return file_wire_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Tables) GetAt() *Position {
@@ -2248,7 +2318,7 @@ type PortKey struct {
 
 func (x *PortKey) Reset() {
 	*x = PortKey{}
-	mi := &file_wire_proto_msgTypes[28]
+	mi := &file_wire_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2260,7 +2330,7 @@ func (x *PortKey) String() string {
 func (*PortKey) ProtoMessage() {}
 
 func (x *PortKey) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[28]
+	mi := &file_wire_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2273,7 +2343,7 @@ func (x *PortKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortKey.ProtoReflect.Descriptor instead.
 func (*PortKey) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{28}
+	return file_wire_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *PortKey) GetProtocol() string {
@@ -2303,7 +2373,7 @@ type PortRow struct {
 
 func (x *PortRow) Reset() {
 	*x = PortRow{}
-	mi := &file_wire_proto_msgTypes[29]
+	mi := &file_wire_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2315,7 +2385,7 @@ func (x *PortRow) String() string {
 func (*PortRow) ProtoMessage() {}
 
 func (x *PortRow) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[29]
+	mi := &file_wire_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2328,7 +2398,7 @@ func (x *PortRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortRow.ProtoReflect.Descriptor instead.
 func (*PortRow) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{29}
+	return file_wire_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *PortRow) GetKey() *PortKey {
@@ -2365,7 +2435,7 @@ type Backend struct {
 
 func (x *Backend) Reset() {
 	*x = Backend{}
-	mi := &file_wire_proto_msgTypes[30]
+	mi := &file_wire_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2377,7 +2447,7 @@ func (x *Backend) String() string {
 func (*Backend) ProtoMessage() {}
 
 func (x *Backend) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[30]
+	mi := &file_wire_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2390,7 +2460,7 @@ func (x *Backend) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Backend.ProtoReflect.Descriptor instead.
 func (*Backend) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{30}
+	return file_wire_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Backend) GetTask() *TaskRef {
@@ -2442,7 +2512,7 @@ type NodeRow struct {
 
 func (x *NodeRow) Reset() {
 	*x = NodeRow{}
-	mi := &file_wire_proto_msgTypes[31]
+	mi := &file_wire_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2454,7 +2524,7 @@ func (x *NodeRow) String() string {
 func (*NodeRow) ProtoMessage() {}
 
 func (x *NodeRow) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[31]
+	mi := &file_wire_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2467,7 +2537,7 @@ func (x *NodeRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeRow.ProtoReflect.Descriptor instead.
 func (*NodeRow) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{31}
+	return file_wire_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *NodeRow) GetNum() uint64 {
@@ -2513,7 +2583,7 @@ type Ask struct {
 
 func (x *Ask) Reset() {
 	*x = Ask{}
-	mi := &file_wire_proto_msgTypes[32]
+	mi := &file_wire_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2525,7 +2595,7 @@ func (x *Ask) String() string {
 func (*Ask) ProtoMessage() {}
 
 func (x *Ask) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[32]
+	mi := &file_wire_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2538,7 +2608,7 @@ func (x *Ask) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ask.ProtoReflect.Descriptor instead.
 func (*Ask) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{32}
+	return file_wire_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Ask) GetId() uint64 {
@@ -2591,7 +2661,7 @@ type CheckPorts struct {
 
 func (x *CheckPorts) Reset() {
 	*x = CheckPorts{}
-	mi := &file_wire_proto_msgTypes[33]
+	mi := &file_wire_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2603,7 +2673,7 @@ func (x *CheckPorts) String() string {
 func (*CheckPorts) ProtoMessage() {}
 
 func (x *CheckPorts) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[33]
+	mi := &file_wire_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2616,7 +2686,7 @@ func (x *CheckPorts) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckPorts.ProtoReflect.Descriptor instead.
 func (*CheckPorts) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{33}
+	return file_wire_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *CheckPorts) GetPorts() []*PortKey {
@@ -2640,7 +2710,7 @@ type OpenStream struct {
 
 func (x *OpenStream) Reset() {
 	*x = OpenStream{}
-	mi := &file_wire_proto_msgTypes[34]
+	mi := &file_wire_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2652,7 +2722,7 @@ func (x *OpenStream) String() string {
 func (*OpenStream) ProtoMessage() {}
 
 func (x *OpenStream) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[34]
+	mi := &file_wire_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2665,7 +2735,7 @@ func (x *OpenStream) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OpenStream.ProtoReflect.Descriptor instead.
 func (*OpenStream) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{34}
+	return file_wire_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *OpenStream) GetToken() []byte {
@@ -2718,7 +2788,7 @@ type LogsRequest struct {
 
 func (x *LogsRequest) Reset() {
 	*x = LogsRequest{}
-	mi := &file_wire_proto_msgTypes[35]
+	mi := &file_wire_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2730,7 +2800,7 @@ func (x *LogsRequest) String() string {
 func (*LogsRequest) ProtoMessage() {}
 
 func (x *LogsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[35]
+	mi := &file_wire_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2743,7 +2813,7 @@ func (x *LogsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogsRequest.ProtoReflect.Descriptor instead.
 func (*LogsRequest) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{35}
+	return file_wire_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *LogsRequest) GetTasks() []*TaskRef {
@@ -2811,7 +2881,7 @@ type Frame struct {
 
 func (x *Frame) Reset() {
 	*x = Frame{}
-	mi := &file_wire_proto_msgTypes[36]
+	mi := &file_wire_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2823,7 +2893,7 @@ func (x *Frame) String() string {
 func (*Frame) ProtoMessage() {}
 
 func (x *Frame) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[36]
+	mi := &file_wire_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2836,7 +2906,7 @@ func (x *Frame) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Frame.ProtoReflect.Descriptor instead.
 func (*Frame) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{36}
+	return file_wire_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *Frame) GetKind() isFrame_Kind {
@@ -2921,7 +2991,7 @@ type StreamOpen struct {
 
 func (x *StreamOpen) Reset() {
 	*x = StreamOpen{}
-	mi := &file_wire_proto_msgTypes[37]
+	mi := &file_wire_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2933,7 +3003,7 @@ func (x *StreamOpen) String() string {
 func (*StreamOpen) ProtoMessage() {}
 
 func (x *StreamOpen) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[37]
+	mi := &file_wire_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2946,7 +3016,7 @@ func (x *StreamOpen) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamOpen.ProtoReflect.Descriptor instead.
 func (*StreamOpen) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{37}
+	return file_wire_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *StreamOpen) GetToken() []byte {
@@ -2966,7 +3036,7 @@ type StreamClose struct {
 
 func (x *StreamClose) Reset() {
 	*x = StreamClose{}
-	mi := &file_wire_proto_msgTypes[38]
+	mi := &file_wire_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2978,7 +3048,7 @@ func (x *StreamClose) String() string {
 func (*StreamClose) ProtoMessage() {}
 
 func (x *StreamClose) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[38]
+	mi := &file_wire_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2991,7 +3061,7 @@ func (x *StreamClose) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamClose.ProtoReflect.Descriptor instead.
 func (*StreamClose) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{38}
+	return file_wire_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *StreamClose) GetError() string {
@@ -3017,7 +3087,7 @@ type LogEntries struct {
 
 func (x *LogEntries) Reset() {
 	*x = LogEntries{}
-	mi := &file_wire_proto_msgTypes[39]
+	mi := &file_wire_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3029,7 +3099,7 @@ func (x *LogEntries) String() string {
 func (*LogEntries) ProtoMessage() {}
 
 func (x *LogEntries) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[39]
+	mi := &file_wire_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3042,7 +3112,7 @@ func (x *LogEntries) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogEntries.ProtoReflect.Descriptor instead.
 func (*LogEntries) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{39}
+	return file_wire_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *LogEntries) GetEntries() []*LogEntry {
@@ -3070,7 +3140,7 @@ type LogEntry struct {
 
 func (x *LogEntry) Reset() {
 	*x = LogEntry{}
-	mi := &file_wire_proto_msgTypes[40]
+	mi := &file_wire_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3082,7 +3152,7 @@ func (x *LogEntry) String() string {
 func (*LogEntry) ProtoMessage() {}
 
 func (x *LogEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[40]
+	mi := &file_wire_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3095,7 +3165,7 @@ func (x *LogEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogEntry.ProtoReflect.Descriptor instead.
 func (*LogEntry) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{40}
+	return file_wire_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *LogEntry) GetTask() *TaskRef {
@@ -3309,7 +3379,7 @@ const file_wire_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a=\n" +
 	"\x0fLogOptionsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xb5\x02\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xee\x02\n" +
 	"\x04Task\x12'\n" +
 	"\x03ref\x18\x01 \x01(\v2\x15.skep.wire.v1.TaskRefR\x03ref\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\tR\x02id\x12\x12\n" +
@@ -3322,7 +3392,12 @@ const file_wire_proto_rawDesc = "" +
 	"\rjob_iteration\x18\t \x01(\x04R\fjobIteration\x127\n" +
 	"\n" +
 	"host_ports\x18\n" +
-	" \x03(\v2\x18.skep.wire.v1.PortConfigR\thostPorts\"\x9b\x02\n" +
+	" \x03(\v2\x18.skep.wire.v1.PortConfigR\thostPorts\x127\n" +
+	"\ageneric\x18\v \x03(\v2\x1d.skep.wire.v1.GenericResourceR\ageneric\"O\n" +
+	"\x0fGenericResource\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +
+	"\x05count\x18\x03 \x01(\x03R\x05count\"\x9b\x02\n" +
 	"\x06Tables\x12&\n" +
 	"\x02at\x18\x01 \x01(\v2\x16.skep.wire.v1.PositionR\x02at\x12\x1a\n" +
 	"\bcomplete\x18\x02 \x01(\bR\bcomplete\x12\x12\n" +
@@ -3419,7 +3494,7 @@ func file_wire_proto_rawDescGZIP() []byte {
 	return file_wire_proto_rawDescData
 }
 
-var file_wire_proto_msgTypes = make([]protoimpl.MessageInfo, 45)
+var file_wire_proto_msgTypes = make([]protoimpl.MessageInfo, 46)
 var file_wire_proto_goTypes = []any{
 	(*GetRootCARequest)(nil),             // 0: skep.wire.v1.GetRootCARequest
 	(*GetRootCAResponse)(nil),            // 1: skep.wire.v1.GetRootCAResponse
@@ -3448,24 +3523,25 @@ var file_wire_proto_goTypes = []any{
 	(*NodeInfo)(nil),                     // 24: skep.wire.v1.NodeInfo
 	(*Template)(nil),                     // 25: skep.wire.v1.Template
 	(*Task)(nil),                         // 26: skep.wire.v1.Task
-	(*Tables)(nil),                       // 27: skep.wire.v1.Tables
-	(*PortKey)(nil),                      // 28: skep.wire.v1.PortKey
-	(*PortRow)(nil),                      // 29: skep.wire.v1.PortRow
-	(*Backend)(nil),                      // 30: skep.wire.v1.Backend
-	(*NodeRow)(nil),                      // 31: skep.wire.v1.NodeRow
-	(*Ask)(nil),                          // 32: skep.wire.v1.Ask
-	(*CheckPorts)(nil),                   // 33: skep.wire.v1.CheckPorts
-	(*OpenStream)(nil),                   // 34: skep.wire.v1.OpenStream
-	(*LogsRequest)(nil),                  // 35: skep.wire.v1.LogsRequest
-	(*Frame)(nil),                        // 36: skep.wire.v1.Frame
-	(*StreamOpen)(nil),                   // 37: skep.wire.v1.StreamOpen
-	(*StreamClose)(nil),                  // 38: skep.wire.v1.StreamClose
-	(*LogEntries)(nil),                   // 39: skep.wire.v1.LogEntries
-	(*LogEntry)(nil),                     // 40: skep.wire.v1.LogEntry
-	nil,                                  // 41: skep.wire.v1.NodeInfo.LabelsEntry
-	nil,                                  // 42: skep.wire.v1.Template.ServiceLabelsEntry
-	nil,                                  // 43: skep.wire.v1.Template.LogOptionsEntry
-	nil,                                  // 44: skep.wire.v1.LogEntry.AttrsEntry
+	(*GenericResource)(nil),              // 27: skep.wire.v1.GenericResource
+	(*Tables)(nil),                       // 28: skep.wire.v1.Tables
+	(*PortKey)(nil),                      // 29: skep.wire.v1.PortKey
+	(*PortRow)(nil),                      // 30: skep.wire.v1.PortRow
+	(*Backend)(nil),                      // 31: skep.wire.v1.Backend
+	(*NodeRow)(nil),                      // 32: skep.wire.v1.NodeRow
+	(*Ask)(nil),                          // 33: skep.wire.v1.Ask
+	(*CheckPorts)(nil),                   // 34: skep.wire.v1.CheckPorts
+	(*OpenStream)(nil),                   // 35: skep.wire.v1.OpenStream
+	(*LogsRequest)(nil),                  // 36: skep.wire.v1.LogsRequest
+	(*Frame)(nil),                        // 37: skep.wire.v1.Frame
+	(*StreamOpen)(nil),                   // 38: skep.wire.v1.StreamOpen
+	(*StreamClose)(nil),                  // 39: skep.wire.v1.StreamClose
+	(*LogEntries)(nil),                   // 40: skep.wire.v1.LogEntries
+	(*LogEntry)(nil),                     // 41: skep.wire.v1.LogEntry
+	nil,                                  // 42: skep.wire.v1.NodeInfo.LabelsEntry
+	nil,                                  // 43: skep.wire.v1.Template.ServiceLabelsEntry
+	nil,                                  // 44: skep.wire.v1.Template.LogOptionsEntry
+	nil,                                  // 45: skep.wire.v1.LogEntry.AttrsEntry
 }
 var file_wire_proto_depIdxs = []int32{
 	7,  // 0: skep.wire.v1.FromAgent.hello:type_name -> skep.wire.v1.Hello
@@ -3487,8 +3563,8 @@ var file_wire_proto_depIdxs = []int32{
 	23, // 16: skep.wire.v1.ToAgent.assignments:type_name -> skep.wire.v1.Assignments
 	22, // 17: skep.wire.v1.ToAgent.reports_ack:type_name -> skep.wire.v1.ReportsAck
 	21, // 18: skep.wire.v1.ToAgent.beat:type_name -> skep.wire.v1.Beat
-	32, // 19: skep.wire.v1.ToAgent.ask:type_name -> skep.wire.v1.Ask
-	34, // 20: skep.wire.v1.ToAgent.open_stream:type_name -> skep.wire.v1.OpenStream
+	33, // 19: skep.wire.v1.ToAgent.ask:type_name -> skep.wire.v1.Ask
+	35, // 20: skep.wire.v1.ToAgent.open_stream:type_name -> skep.wire.v1.OpenStream
 	20, // 21: skep.wire.v1.ToAgent.managers:type_name -> skep.wire.v1.Managers
 	4,  // 22: skep.wire.v1.Welcome.at:type_name -> skep.wire.v1.Position
 	19, // 23: skep.wire.v1.Welcome.managers:type_name -> skep.wire.v1.Manager
@@ -3499,42 +3575,43 @@ var file_wire_proto_depIdxs = []int32{
 	26, // 28: skep.wire.v1.Assignments.tasks:type_name -> skep.wire.v1.Task
 	5,  // 29: skep.wire.v1.Assignments.removed:type_name -> skep.wire.v1.TaskRef
 	24, // 30: skep.wire.v1.Assignments.node:type_name -> skep.wire.v1.NodeInfo
-	41, // 31: skep.wire.v1.NodeInfo.labels:type_name -> skep.wire.v1.NodeInfo.LabelsEntry
+	42, // 31: skep.wire.v1.NodeInfo.labels:type_name -> skep.wire.v1.NodeInfo.LabelsEntry
 	13, // 32: skep.wire.v1.Template.host_ports:type_name -> skep.wire.v1.PortConfig
-	42, // 33: skep.wire.v1.Template.service_labels:type_name -> skep.wire.v1.Template.ServiceLabelsEntry
-	43, // 34: skep.wire.v1.Template.log_options:type_name -> skep.wire.v1.Template.LogOptionsEntry
+	43, // 33: skep.wire.v1.Template.service_labels:type_name -> skep.wire.v1.Template.ServiceLabelsEntry
+	44, // 34: skep.wire.v1.Template.log_options:type_name -> skep.wire.v1.Template.LogOptionsEntry
 	5,  // 35: skep.wire.v1.Task.ref:type_name -> skep.wire.v1.TaskRef
 	13, // 36: skep.wire.v1.Task.host_ports:type_name -> skep.wire.v1.PortConfig
-	4,  // 37: skep.wire.v1.Tables.at:type_name -> skep.wire.v1.Position
-	29, // 38: skep.wire.v1.Tables.ports:type_name -> skep.wire.v1.PortRow
-	28, // 39: skep.wire.v1.Tables.ports_removed:type_name -> skep.wire.v1.PortKey
-	31, // 40: skep.wire.v1.Tables.nodes:type_name -> skep.wire.v1.NodeRow
-	28, // 41: skep.wire.v1.PortRow.key:type_name -> skep.wire.v1.PortKey
-	30, // 42: skep.wire.v1.PortRow.backends:type_name -> skep.wire.v1.Backend
-	5,  // 43: skep.wire.v1.Backend.task:type_name -> skep.wire.v1.TaskRef
-	33, // 44: skep.wire.v1.Ask.check_ports:type_name -> skep.wire.v1.CheckPorts
-	28, // 45: skep.wire.v1.CheckPorts.ports:type_name -> skep.wire.v1.PortKey
-	35, // 46: skep.wire.v1.OpenStream.logs:type_name -> skep.wire.v1.LogsRequest
-	5,  // 47: skep.wire.v1.LogsRequest.tasks:type_name -> skep.wire.v1.TaskRef
-	37, // 48: skep.wire.v1.Frame.open:type_name -> skep.wire.v1.StreamOpen
-	39, // 49: skep.wire.v1.Frame.log_entries:type_name -> skep.wire.v1.LogEntries
-	38, // 50: skep.wire.v1.Frame.close:type_name -> skep.wire.v1.StreamClose
-	40, // 51: skep.wire.v1.LogEntries.entries:type_name -> skep.wire.v1.LogEntry
-	5,  // 52: skep.wire.v1.LogEntry.task:type_name -> skep.wire.v1.TaskRef
-	44, // 53: skep.wire.v1.LogEntry.attrs:type_name -> skep.wire.v1.LogEntry.AttrsEntry
-	0,  // 54: skep.wire.v1.CA.GetRootCA:input_type -> skep.wire.v1.GetRootCARequest
-	2,  // 55: skep.wire.v1.CA.IssueNodeCertificate:input_type -> skep.wire.v1.IssueNodeCertificateRequest
-	6,  // 56: skep.wire.v1.Dispatch.Session:input_type -> skep.wire.v1.FromAgent
-	36, // 57: skep.wire.v1.Dispatch.Stream:input_type -> skep.wire.v1.Frame
-	1,  // 58: skep.wire.v1.CA.GetRootCA:output_type -> skep.wire.v1.GetRootCAResponse
-	3,  // 59: skep.wire.v1.CA.IssueNodeCertificate:output_type -> skep.wire.v1.IssueNodeCertificateResponse
-	17, // 60: skep.wire.v1.Dispatch.Session:output_type -> skep.wire.v1.ToAgent
-	36, // 61: skep.wire.v1.Dispatch.Stream:output_type -> skep.wire.v1.Frame
-	58, // [58:62] is the sub-list for method output_type
-	54, // [54:58] is the sub-list for method input_type
-	54, // [54:54] is the sub-list for extension type_name
-	54, // [54:54] is the sub-list for extension extendee
-	0,  // [0:54] is the sub-list for field type_name
+	27, // 37: skep.wire.v1.Task.generic:type_name -> skep.wire.v1.GenericResource
+	4,  // 38: skep.wire.v1.Tables.at:type_name -> skep.wire.v1.Position
+	30, // 39: skep.wire.v1.Tables.ports:type_name -> skep.wire.v1.PortRow
+	29, // 40: skep.wire.v1.Tables.ports_removed:type_name -> skep.wire.v1.PortKey
+	32, // 41: skep.wire.v1.Tables.nodes:type_name -> skep.wire.v1.NodeRow
+	29, // 42: skep.wire.v1.PortRow.key:type_name -> skep.wire.v1.PortKey
+	31, // 43: skep.wire.v1.PortRow.backends:type_name -> skep.wire.v1.Backend
+	5,  // 44: skep.wire.v1.Backend.task:type_name -> skep.wire.v1.TaskRef
+	34, // 45: skep.wire.v1.Ask.check_ports:type_name -> skep.wire.v1.CheckPorts
+	29, // 46: skep.wire.v1.CheckPorts.ports:type_name -> skep.wire.v1.PortKey
+	36, // 47: skep.wire.v1.OpenStream.logs:type_name -> skep.wire.v1.LogsRequest
+	5,  // 48: skep.wire.v1.LogsRequest.tasks:type_name -> skep.wire.v1.TaskRef
+	38, // 49: skep.wire.v1.Frame.open:type_name -> skep.wire.v1.StreamOpen
+	40, // 50: skep.wire.v1.Frame.log_entries:type_name -> skep.wire.v1.LogEntries
+	39, // 51: skep.wire.v1.Frame.close:type_name -> skep.wire.v1.StreamClose
+	41, // 52: skep.wire.v1.LogEntries.entries:type_name -> skep.wire.v1.LogEntry
+	5,  // 53: skep.wire.v1.LogEntry.task:type_name -> skep.wire.v1.TaskRef
+	45, // 54: skep.wire.v1.LogEntry.attrs:type_name -> skep.wire.v1.LogEntry.AttrsEntry
+	0,  // 55: skep.wire.v1.CA.GetRootCA:input_type -> skep.wire.v1.GetRootCARequest
+	2,  // 56: skep.wire.v1.CA.IssueNodeCertificate:input_type -> skep.wire.v1.IssueNodeCertificateRequest
+	6,  // 57: skep.wire.v1.Dispatch.Session:input_type -> skep.wire.v1.FromAgent
+	37, // 58: skep.wire.v1.Dispatch.Stream:input_type -> skep.wire.v1.Frame
+	1,  // 59: skep.wire.v1.CA.GetRootCA:output_type -> skep.wire.v1.GetRootCAResponse
+	3,  // 60: skep.wire.v1.CA.IssueNodeCertificate:output_type -> skep.wire.v1.IssueNodeCertificateResponse
+	17, // 61: skep.wire.v1.Dispatch.Session:output_type -> skep.wire.v1.ToAgent
+	37, // 62: skep.wire.v1.Dispatch.Stream:output_type -> skep.wire.v1.Frame
+	59, // [59:63] is the sub-list for method output_type
+	55, // [55:59] is the sub-list for method input_type
+	55, // [55:55] is the sub-list for extension type_name
+	55, // [55:55] is the sub-list for extension extendee
+	0,  // [0:55] is the sub-list for field type_name
 }
 
 func init() { file_wire_proto_init() }
@@ -3563,13 +3640,13 @@ func file_wire_proto_init() {
 		(*ToAgent_OpenStream)(nil),
 		(*ToAgent_Managers)(nil),
 	}
-	file_wire_proto_msgTypes[32].OneofWrappers = []any{
+	file_wire_proto_msgTypes[33].OneofWrappers = []any{
 		(*Ask_CheckPorts)(nil),
 	}
-	file_wire_proto_msgTypes[34].OneofWrappers = []any{
+	file_wire_proto_msgTypes[35].OneofWrappers = []any{
 		(*OpenStream_Logs)(nil),
 	}
-	file_wire_proto_msgTypes[36].OneofWrappers = []any{
+	file_wire_proto_msgTypes[37].OneofWrappers = []any{
 		(*Frame_Open)(nil),
 		(*Frame_LogEntries)(nil),
 		(*Frame_Data)(nil),
@@ -3581,7 +3658,7 @@ func file_wire_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_wire_proto_rawDesc), len(file_wire_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   45,
+			NumMessages:   46,
 			NumExtensions: 0,
 			NumServices:   2,
 		},
