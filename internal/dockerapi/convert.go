@@ -187,11 +187,7 @@ func serviceStatus(snap *state.Snapshot, v *model.Service) *swarm.ServiceStatus 
 	case mode.Replicated != nil && mode.Replicated.Replicas != nil:
 		st.DesiredTasks = *mode.Replicated.Replicas
 	case mode.ReplicatedJob != nil && mode.ReplicatedJob.MaxConcurrent != nil:
-		left := *mode.ReplicatedJob.MaxConcurrent
-		if total := mode.ReplicatedJob.TotalCompletions; total != nil {
-			left = min(left, *total-min(*total, st.CompletedTasks))
-		}
-		st.DesiredTasks = left
+		st.DesiredTasks = *mode.ReplicatedJob.MaxConcurrent // also when less is left to do: Docker's table says 0/2 (5/5 completed)
 	}
 	return &st
 }
@@ -208,6 +204,7 @@ type taskView struct {
 	Status              swarm.TaskStatus
 	DesiredState        swarm.TaskState
 	NetworksAttachments []swarm.NetworkAttachment `json:",omitempty"`
+	GenericResources    []swarm.GenericResource   `json:",omitempty"`
 	JobIteration        *swarm.Version            `json:",omitempty"`
 	Volumes             []swarm.VolumeAttachment
 }
@@ -257,7 +254,7 @@ func (tv *taskViewer) view(t *model.Task) (taskView, error) {
 		Labels:       map[string]string{},
 		ServiceID:    remembered(tv.services, t.ID.Service, tv.namer.ServiceID),
 		Slot:         int(t.Slot),
-		DesiredState: t.Desired.API(),
+		DesiredState: t.Desired.API(), GenericResources: t.Generic,
 		Status: swarm.TaskStatus{Timestamp: wallTime(max(t.StatusAt, t.CreatedAt)), State: t.State.API(), Message: t.Message, Err: t.Err,
 			PortStatus: swarm.PortStatus{Ports: t.HostPorts}},
 	}

@@ -267,6 +267,19 @@ func TestUpToDateFilter(t *testing.T) {
 	}
 }
 
+// A job's desired tasks are its concurrency however little is left to do, as in Docker.
+func TestJobStatus(t *testing.T) {
+	s := New(Config{Backend: newFake(time.Now), Rand: seeded("api"), Modes: []string{"replicated-job"}})
+	if w := call(s, "POST", "/swarm/init", `{"ListenAddr":"0.0.0.0:2377"}`); w.Code != 200 {
+		t.Fatalf("init: %d %s", w.Code, w.Body)
+	}
+	create(t, s, `{"Name":"job","Mode":{"ReplicatedJob":{"MaxConcurrent":3,"TotalCompletions":2}},"TaskTemplate":{"ContainerSpec":{"Image":"web:v1"},"RestartPolicy":{"Condition":"none"}}}`)
+	st := fetch[[]swarm.Service](t, s, "/services?status=true")[0].ServiceStatus
+	if st == nil || st.DesiredTasks != 3 {
+		t.Errorf("status %+v", st)
+	}
+}
+
 // Someone takes the number first: the write is planned again; someone takes the name: it is refused.
 func TestRaces(t *testing.T) {
 	s, f := newSwarm(t)
