@@ -279,6 +279,12 @@ func TestJobStatus(t *testing.T) {
 	if st == nil || st.DesiredTasks != 3 {
 		t.Errorf("status %+v", st)
 	}
+	// One that says nothing runs once; the CLI's table of services needs the numbers.
+	id := create(t, s, `{"Name":"once","Mode":{"ReplicatedJob":{}},"TaskTemplate":{"ContainerSpec":{"Image":"web:v1"},"RestartPolicy":{"Condition":"none"}}}`)
+	job := fetch[swarm.Service](t, s, "/services/"+id).Spec.Mode.ReplicatedJob
+	if job.MaxConcurrent == nil || *job.MaxConcurrent != 1 || job.TotalCompletions == nil || *job.TotalCompletions != 1 {
+		t.Errorf("job %+v", job)
+	}
 }
 
 // Someone takes the number first: the write is planned again; someone takes the name: it is refused.

@@ -180,6 +180,14 @@ func fillService(s *swarm.ServiceSpec) {
 	if m.Replicated != nil && m.Replicated.Replicas == nil {
 		m.Replicated.Replicas = new(uint64(1))
 	}
+	if job := m.ReplicatedJob; job != nil { // the CLI's table of services fails without these
+		if job.MaxConcurrent == nil {
+			job.MaxConcurrent = new(uint64(1))
+		}
+		if job.TotalCompletions == nil {
+			job.TotalCompletions = new(*job.MaxConcurrent)
+		}
+	}
 	if s.Labels == nil {
 		s.Labels = map[string]string{}
 	}
