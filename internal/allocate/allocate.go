@@ -11,15 +11,10 @@ import (
 	"encoding/binary"
 	"fmt"
 	"net/netip"
-	"time"
 
 	"github.com/skep-swarm/skep/internal/model"
 	"github.com/skep-swarm/skep/internal/state"
 )
-
-// quarantine is how long the address of a dead task is not given again while the node has
-// others: peers may still send to it what was meant for the dead one.
-const quarantine = model.Time(time.Minute)
 
 // blockBits is the size of a node's block.
 const blockBits = 24
@@ -120,7 +115,6 @@ type host struct {
 	node   *model.Node
 	blocks []netip.Prefix
 	given  map[uint32]struct{} // by this pass
-	rests  map[uint32]struct{} // in quarantine
 	next   netip.Addr          // where to look first
 	err    error               // why there are no more
 }
@@ -164,13 +158,6 @@ func (a *allocator) host(id model.NodeID) *host {
 		}
 		if last == nil || t.PlaceVer > last.PlaceVer || t.PlaceVer == last.PlaceVer && placedAfter(t, last) {
 			last = t
-		}
-		// In a working copy what ends now carries the time of the last batch, however old that is.
-		if t.State.Terminal() && (a.now-t.StatusAt < quarantine || t.StatusAt >= a.snap.Time()) {
-			if h.rests == nil {
-				h.rests = map[uint32]struct{}{}
-			}
-			h.rests[number(t.Gateway4)] = struct{}{}
 		}
 	}
 	if last != nil {
@@ -222,7 +209,7 @@ func (a *allocator) search(h *host, resting bool) netip.Addr {
 			addr = h.next
 		}
 		for ; b.Contains(addr.Next()); addr = addr.Next() { // not the broadcast address
-			if h.free(number(addr), resting) && !a.snap.AddrInUse(addr) {
+			if h.free(number(addr)) && !a.snap.AddrInUse(addr) && (resting || !a.snap.Resting(addr, a.now)) {
 				return addr
 			}
 		}
@@ -230,14 +217,9 @@ func (a *allocator) search(h *host, resting bool) netip.Addr {
 	return netip.Addr{}
 }
 
-func (h *host) free(addr uint32, resting bool) bool {
-	if _, ok := h.given[addr]; ok {
-		return false
-	}
-	if resting {
-		return true
-	}
-	_, ok := h.rests[addr]
+// free reports whether this pass has not given the address yet.
+func (h *host) free(addr uint32) bool {
+	_, ok := h.given[addr]
 	return !ok
 }
 

@@ -31,6 +31,9 @@ func (p *planner) node(id model.NodeID) *nodeView {
 		v.down = n.State == swarm.NodeStateDown && p.obs.Settled
 		v.held = v.down && p.held(n)
 		v.down = v.down && !v.held
+		if v.held {
+			p.wake(p.brake.Until) // whatever is decided for this node now is decided again then
+		}
 		v.drained = n.Spec.Availability == swarm.NodeAvailabilityDrain
 		v.paused = n.Spec.Availability == swarm.NodeAvailabilityPause
 		v.active = n.State == swarm.NodeStateReady && n.Spec.Availability == swarm.NodeAvailabilityActive

@@ -101,6 +101,11 @@ func (p *planner) step(s *slot) *model.Task {
 	before := false
 	for _, t := range s.tasks {
 		if t.Template == p.svc.Template && t.CreatedAt >= p.svc.Update.StartedAt {
+			if t.State < model.StateAssigned && t.Desired > model.StateRunning {
+				// It never found a node and is wanted no more: it will not come up, nor report its
+				// end. The one that took its place counts.
+				continue
+			}
 			if before {
 				return t
 			}

@@ -180,7 +180,7 @@ func (j *judge) place(s *step, t *model.Task) {
 			}
 		}
 	}
-	if r, ok := j.rests[t.Gateway4]; ok && s.now-r.since < quarantine && j.others(s, n).IsValid() && !j.known(addressForgotten, forgotten(s, r.task, t.Node)) {
+	if r, ok := j.rests[t.Gateway4]; ok && s.now-r.since < quarantine && j.others(s, n).IsValid() {
 		j.w.fail("law: a freed address rests for a minute while others are free: %s, freed by %s %s ago, was given to %s, and %s was free",
 			t.Gateway4, short(r.task), time.Duration(s.now-r.since), short(t.ID), j.others(s, n))
 	}
@@ -302,7 +302,7 @@ func (j *judge) planned(m *member, plan []*model.Batch) {
 		return
 	}
 	full := m.planner.Afresh(m.snap)
-	if missed := full.Plan(m.snap, m.wall(), m.clock()); !onlyReasons(m.snap, missed) && !j.known(brakeEnd, massDown(m.snap)) {
+	if missed := full.Plan(m.snap, m.wall(), m.clock()); !onlyReasons(m.snap, missed) {
 		out := &model.Outcome{Results: make([]error, len(missed[0].Txns))}
 		j.w.fail("law: planning what was touched is planning everything: a pass found nothing to do, a full one does%s", describe(missed[0], out))
 		return

@@ -118,7 +118,7 @@ func (j *judge) service(s *state.Snapshot, svc *model.Service) string {
 			}
 		}
 	}
-	if !waits && !j.known(neverPlaced, stuck(s, svc)) { // without a place for its tasks an update has to wait
+	if !waits { // without a place for its tasks an update has to wait
 		switch {
 		case inProgress(svc.Update):
 			return "its update is in progress"

@@ -204,8 +204,12 @@ func stays(s *state.Snapshot, t *model.Task) bool {
 	return n != nil && svc != nil && n.State == swarm.NodeStateReady && n.Spec.Availability != swarm.NodeAvailabilityDrain && matches(s, svc, n)
 }
 
-// underWay reports whether a rollout's task has not come up, or not long enough ago.
+// underWay reports whether a rollout's task has not come up, or not long enough ago. One that never found a
+// node and is wanted no more is nowhere.
 func underWay(t *model.Task, delay, now model.Time) bool {
+	if t.State < model.StateAssigned && t.Desired > model.StateRunning {
+		return false
+	}
 	done := t.RunningSince
 	if done == 0 && t.State.Terminal() {
 		done = t.StatusAt

@@ -27,6 +27,7 @@ type header struct {
 	LastNetwork  model.NetworkID    `cbor:"7,keyasint"`
 	Counts       map[model.Kind]int `cbor:"8,keyasint"`
 	Proposals    int                `cbor:"9,keyasint"`
+	Rests        int                `cbor:"10,keyasint,omitempty"`
 }
 
 type storedResult struct {
@@ -118,7 +119,7 @@ func (s *Snapshot) Encode(w io.Writer) error {
 	h := header{
 		Format: formatVersion, Index: s.index, Time: s.time,
 		LastNode: s.lastNode, LastService: s.lastService, LastTemplate: s.lastTemplate, LastNetwork: s.lastNetwork,
-		Proposals: s.doneAt.Len(),
+		Proposals: s.doneAt.Len(), Rests: s.restAt.Len(),
 		Counts: map[model.Kind]int{
 			model.KindNode: s.nodes.Len(), model.KindService: s.services.Len(), model.KindTemplate: s.temps.Len(),
 			model.KindTask: s.tasks.Len(), model.KindNetwork: s.networks.Len(), model.KindImage: s.images.Len(),
@@ -173,6 +174,9 @@ func (s *Snapshot) encodeObjects(enc *cbor.Encoder) (err error) {
 		}
 	}
 	s.doneAt.Scan(func(_ uint64, p *proposal) bool { return put(storedProposal{p.id, p.index, p.results}) })
+	if err == nil {
+		s.restAt.Scan(func(r rest) bool { return put(r) })
+	}
 	return err
 }
 
@@ -231,6 +235,7 @@ func (s *Snapshot) decodeObjects(dec *cbor.Decoder, h *header) error {
 			s.doneAt.Set(p.index, p)
 			return nil
 		}),
+		each(dec, h.Rests, func(r *rest) error { s.setRest(*r); return nil }),
 	)
 }
 

@@ -65,6 +65,8 @@ type data struct {
 	images   *btree.Map[string, *model.Image]
 	ports    *btree.BTreeG[portOwner]
 	addrs    *btree.Map[uint32, model.TaskID]
+	rests    *btree.Map[uint32, model.Time] // when addresses were freed, for a while
+	restAt   *btree.BTreeG[rest]            // the same by time
 	loads    *btree.Map[model.NodeID, Load]
 	done     *btree.BTreeG[*proposal]      // by id
 	doneAt   *btree.Map[uint64, *proposal] // by index
@@ -110,8 +112,10 @@ func New() *Snapshot {
 			}
 			return a.proto < b.proto
 		}, o),
-		addrs: new(btree.Map[uint32, model.TaskID]),
-		loads: new(btree.Map[model.NodeID, Load]),
+		addrs:  new(btree.Map[uint32, model.TaskID]),
+		rests:  new(btree.Map[uint32, model.Time]),
+		restAt: btree.NewBTreeGOptions(rest.less, o),
+		loads:  new(btree.Map[model.NodeID, Load]),
 		done: btree.NewBTreeGOptions(func(a, b *proposal) bool {
 			return string(a.id[:]) < string(b.id[:])
 		}, o),
@@ -129,6 +133,7 @@ func (s *Snapshot) copy() *Snapshot {
 	d.temps, d.svcTemps = s.temps.Copy(), s.svcTemps.Copy()
 	d.networks, d.netNames, d.images = s.networks.Copy(), s.netNames.Copy(), s.images.Copy()
 	d.ports, d.addrs, d.loads = s.ports.Copy(), s.addrs.Copy(), s.loads.Copy()
+	d.rests, d.restAt = s.rests.Copy(), s.restAt.Copy()
 	d.done, d.doneAt = s.done.Copy(), s.doneAt.Copy()
 	return &Snapshot{data: d}
 }

@@ -119,11 +119,7 @@ func (w *writer) releasePlace(t *model.Task) {
 	} else {
 		w.s.loads.Set(t.Node, load)
 	}
-	if t.Gateway4.IsValid() {
-		if id, ok := w.s.addrs.Get(addrKey(t.Gateway4)); ok && id == t.ID {
-			w.s.addrs.Delete(addrKey(t.Gateway4))
-		}
-	}
+	w.freeAddr(t)
 }
 
 func (w *writer) setTaskStatus(c *model.TaskStatusSet) error {
