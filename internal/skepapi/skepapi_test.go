@@ -109,6 +109,30 @@ func TestWhy(t *testing.T) {
 	}
 }
 
+// A slot that the restart policy has given up is told of; one that was restarted or removed is not.
+func TestWhyGivenUp(t *testing.T) {
+	f := newFake(t)
+	task := func(num uint64, slot uint32, st, desired model.TaskState) model.Change {
+		return model.Change{PutTask: &model.Task{ID: model.TaskID{Service: 1, Num: num}, Slot: slot, Template: 1, State: st, Desired: desired, Err: "no luck"}}
+	}
+	f.must(task(1, 1, model.StateFailed, model.StateShutdown), task(2, 1, model.StateRunning, model.StateRunning),
+		task(3, 2, model.StateFailed, model.StateShutdown), task(4, 2, model.StateFailed, model.StateShutdown),
+		task(5, 3, model.StateComplete, model.StateShutdown), task(6, 4, model.StateFailed, model.StateRemove))
+	w, _ := get[Why](t, f, "/skep/v1/services/web/why")
+	given := 0
+	for _, r := range w.Reasons {
+		if r.State == "failed" {
+			given += r.Count
+			if r.Text != "no luck, and is not started again" {
+				t.Errorf("reason %+v", r)
+			}
+		}
+	}
+	if given != 1 || w.Running != 1 {
+		t.Errorf("%d slots given up, want 1: %+v", given, w)
+	}
+}
+
 func TestErrorsAndDown(t *testing.T) {
 	f := newFake(t)
 	type answer struct{ Message string }
