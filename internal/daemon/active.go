@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"sync"
 	"time"
 
@@ -90,7 +91,11 @@ func (a *active) leasePeriod() time.Duration {
 
 func (a *active) lease(l dispatch.Lease) {
 	if l.Up {
-		a.manager.NodeUp(l.Node, l.Addr)
+		addr := l.Addr
+		if ip, err := netip.ParseAddr(addr); err == nil && ip.IsLoopback() {
+			addr = "" // this node itself: its advertised address stays what others know it by
+		}
+		a.manager.NodeUp(l.Node, addr)
 		return
 	}
 	a.manager.NodeDown(l.Node, l.Message)
