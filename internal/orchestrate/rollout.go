@@ -86,10 +86,10 @@ func (p *planner) rollout(slots []*slot) *rollout {
 }
 
 // slotDirty reports whether a slot has no live task as the spec wants it. Slots that are finished
-// take part in an update but not in a rollback, which must not wake what had ended.
+// take part in an update, and in a rollback too: it may be the update that finished them.
 func (p *planner) slotDirty(s *slot) bool {
 	if len(s.live) == 0 {
-		fresh := p.svc.Update == nil || p.svc.Update.State == swarm.UpdateStateUpdating
+		fresh := p.svc.Update == nil || inProgress(p.svc.Update)
 		return s.finished && fresh && s.newest.Template != p.svc.Template
 	}
 	return !slices.ContainsFunc(s.live, func(t *model.Task) bool { return !p.dirty(t) })
