@@ -19,10 +19,13 @@ type dirty struct {
 	// a node makes them dirty.
 	waiting map[model.ServiceID]struct{}
 	timers  timers
+	// expected are the services, by log index, whose tasks in that entry are all that was planned for them.
+	expected map[uint64]map[model.ServiceID]bool
 }
 
 func newDirty(s *state.Snapshot) *dirty {
-	d := &dirty{services: map[model.ServiceID]struct{}{}, nodes: map[model.NodeID]struct{}{}, waiting: map[model.ServiceID]struct{}{}, timers: timers{at: map[model.ServiceID]*timer{}}}
+	d := &dirty{services: map[model.ServiceID]struct{}{}, nodes: map[model.NodeID]struct{}{}, waiting: map[model.ServiceID]struct{}{}, timers: timers{at: map[model.ServiceID]*timer{}},
+		expected: map[uint64]map[model.ServiceID]bool{}}
 	d.everything(s)
 	return d
 }
@@ -40,8 +43,20 @@ func (d *dirty) everything(s *state.Snapshot) {
 	}
 }
 
+// expect says that the entry at a log index is the leader's own plan. The services that settled are not planned
+// again for the tasks that it made; what else is done to them in it, or in any other entry, counts as ever.
+func (d *dirty) expect(index uint64, settled map[model.ServiceID]bool) {
+	if len(settled) > 0 {
+		d.expected[index] = settled
+	}
+}
+
 // applied marks what one step of the state concerns.
 func (d *dirty) applied(a replica.Applied) {
+	settled := d.expected[a.After.Index()]
+	if len(d.expected) > 0 {
+		maps.DeleteFunc(d.expected, func(index uint64, _ map[model.ServiceID]bool) bool { return index <= a.After.Index() })
+	}
 	if a.Outcome == nil {
 		d.everything(a.After)
 		return
@@ -55,6 +70,9 @@ func (d *dirty) applied(a replica.Applied) {
 				d.wakeWaiting()
 			}
 		case model.KindTask:
+			if settled[model.ServiceID(k.A)] {
+				continue
+			}
 			d.services[model.ServiceID(k.A)] = struct{}{}
 			if freed(a, k.Task()) {
 				d.wakeWaiting()

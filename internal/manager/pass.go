@@ -42,6 +42,8 @@ type Planner struct {
 	// What the last Plan took on, in case its batches get lost.
 	tookServices []model.ServiceID
 	tookNodes    []model.NodeID
+	// final are the services that need not be planned again once what it made of them is in the state.
+	final map[model.ServiceID]bool
 }
 
 // NewPlanner is the planner of a member that begins to lead with the state at s. lease is how long a
@@ -126,6 +128,7 @@ func (p *Planner) Afresh(snap *state.Snapshot) *Planner {
 
 // Took plans services again whose transactions were computed from what has changed since.
 func (p *Planner) Took(b *model.Batch, out *model.Outcome) {
+	p.dirty.expect(out.Index, p.final)
 	for i, err := range out.Results {
 		if err == nil {
 			continue
@@ -166,7 +169,7 @@ func (p *Planner) blocks(snap *state.Snapshot) []model.Txn {
 // plan runs the deciders over the services on one working copy.
 func (p *Planner) plan(snap *state.Snapshot, ids []model.ServiceID, now model.Time, clock time.Time) []model.Txn {
 	w := &work{cache: &p.cache, snap: snap, now: now, base: snap, obs: p.observe(snap, now, clock),
-		plans: map[model.ServiceID]*plan{}, next: map[model.ServiceID]model.Time{}, waiting: map[model.ServiceID]bool{}}
+		plans: map[model.ServiceID]*plan{}, next: map[model.ServiceID]model.Time{}, waiting: map[model.ServiceID]bool{}, settled: map[model.ServiceID]bool{}}
 	todo := ids
 	for range maxRounds {
 		if len(todo) == 0 {
@@ -184,6 +187,8 @@ func (p *Planner) plan(snap *state.Snapshot, ids []model.ServiceID, now model.Ti
 	for _, id := range todo {
 		p.dirty.services[id] = struct{}{} // not settled yet: goes on in the next pass
 	}
+	p.final = maps.Clone(w.settled)
+	maps.DeleteFunc(p.final, func(_ model.ServiceID, is bool) bool { return !is })
 	for _, err := range w.failed {
 		p.log.Error("a decider wants what cannot be", "err", err)
 	}
@@ -219,20 +224,23 @@ type work struct {
 	plans      map[model.ServiceID]*plan
 	next       map[model.ServiceID]model.Time
 	waiting    map[model.ServiceID]bool // found no place in their last round
+	settled    map[model.ServiceID]bool // only got their first tasks, and will want nothing more
 	blocks     []model.Txn
 	failed     []error
 	cache      *schedule.Cache
 }
 
-// round runs each decider once over the services and returns those that changed. Tasks that are about to
-// be made are placed and get their addresses before they enter the working copy.
+// round runs each decider once over the services and returns those that changed and may want more. Tasks that are
+// about to be made are placed and get their addresses before they enter the working copy.
 func (w *work) round(ids []model.ServiceID) []model.ServiceID {
-	changed := make(map[model.ServiceID]bool, len(ids))
+	changed := make(map[model.ServiceID]bool)
+	settles := make(map[model.ServiceID]bool)
 	var fresh []model.Txn
 	puts := map[model.ServiceID][]*model.TasksPut{}
 	for _, id := range ids {
 		txns, next := orchestrate.Plan(w.snap, w.obs, id, w.now)
 		w.next[id] = next
+		settles[id] = orchestrate.Settles(w.snap, id, txns, next)
 		for i := range txns {
 			if c := &txns[i].Changes[0]; len(txns[i].Changes) == 1 && c.PutTasks != nil {
 				fresh = append(fresh, txns[i])
@@ -248,18 +256,18 @@ func (w *work) round(ids []model.ServiceID) []model.ServiceID {
 	placed := w.cache.PlanNew(w.snap, ids, puts, w.now)
 	w.wait(placed.Waiting)
 	w.address(placed.Txns, changed)
-	w.make(fresh, changed)
+	w.allocate(fresh)
+	var again []model.ServiceID
 	for _, id := range ids {
 		if v := w.snap.Service(id); v != nil && v.PortError != "" {
 			w.waiting[id] = true // for the port, even without a task
 		}
-	}
-	var again []model.ServiceID
-	for _, id := range ids {
-		if changed[id] {
+		w.settled[id] = settles[id] && !changed[id] && !w.waiting[id]
+		if changed[id] || len(puts[id]) > 0 && !w.settled[id] {
 			again = append(again, id)
 		}
 	}
+	w.make(fresh, len(again) > 0)
 	return again
 }
 
@@ -284,29 +292,39 @@ func (w *work) address(placed []model.Txn, changed map[model.ServiceID]bool) {
 	}
 }
 
-// make takes on tasks that did not exist before, all services' at once.
-func (w *work) make(fresh []model.Txn, changed map[model.ServiceID]bool) {
+// allocate gives tasks that are about to be made and were placed their addresses.
+func (w *work) allocate(fresh []model.Txn) {
 	if len(fresh) == 0 {
 		return
 	}
-	puts, changes := make([]*model.TasksPut, len(fresh)), make([]model.Change, len(fresh))
+	puts := make([]*model.TasksPut, len(fresh))
 	for i := range fresh {
-		changes[i] = fresh[i].Changes[0]
-		puts[i] = changes[i].PutTasks
+		puts[i] = fresh[i].Changes[0].PutTasks
 	}
 	addressed := allocate.Fresh(w.snap, puts, w.now)
 	w.wait(addressed.Waiting)
 	w.grow(addressed.Blocks)
-	next, err := w.snap.With(changes...)
-	for i := range fresh {
-		if id := puts[i].Service; err != nil {
-			w.take(id, &fresh[i], changed) // one of them cannot be: find out which
-		} else {
-			w.note(id, &fresh[i], changed)
+}
+
+// make takes on tasks that did not exist before, all services' at once. When nobody will look at the working copy again
+// they are only remembered for the log: to make them here would cost as much as making them there.
+func (w *work) make(fresh []model.Txn, looked bool) {
+	if looked {
+		changes := make([]model.Change, len(fresh))
+		for i := range fresh {
+			changes[i] = fresh[i].Changes[0]
 		}
-	}
-	if err == nil {
+		next, err := w.snap.With(changes...)
+		if err != nil {
+			for i := range fresh { // one of them cannot be: find out which
+				w.take(fresh[i].Changes[0].PutTasks.Service, &fresh[i], nil)
+			}
+			return
+		}
 		w.snap = next
+	}
+	for i := range fresh {
+		w.note(fresh[i].Changes[0].PutTasks.Service, &fresh[i], nil)
 	}
 }
 
@@ -320,7 +338,7 @@ func (w *work) grow(blocks []model.Txn) {
 	}
 }
 
-// take makes a transaction on the working copy and remembers it for the log.
+// take makes a transaction on the working copy and remembers it for the log, and in changed unless that is nil.
 func (w *work) take(id model.ServiceID, txn *model.Txn, changed map[model.ServiceID]bool) {
 	if len(txn.Changes) == 0 {
 		return
@@ -336,7 +354,9 @@ func (w *work) take(id model.ServiceID, txn *model.Txn, changed map[model.Servic
 
 // note remembers for the log what was made on the working copy.
 func (w *work) note(id model.ServiceID, txn *model.Txn, changed map[model.ServiceID]bool) {
-	changed[id] = true
+	if changed != nil {
+		changed[id] = true
+	}
 	p := w.plans[id]
 	if p == nil {
 		p = newPlan(w.base)

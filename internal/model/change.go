@@ -164,7 +164,7 @@ type TasksPut struct {
 	StartAt      Time       `cbor:"5,keyasint,omitempty"`
 	JobIteration uint64     `cbor:"6,keyasint,omitempty"`
 	// Base is the log index of the state that the nodes were chosen by: the change is stale when the
-	// spec or the state of a chosen node changed after it. 0 asks for no check.
+	// spec, the state or the description of a chosen node changed after it. 0 asks for no check.
 	Base  uint64    `cbor:"7,keyasint,omitempty"`
 	Texts []string  `cbor:"8,keyasint"`
 	Tasks []TaskNew `cbor:"9,keyasint"`

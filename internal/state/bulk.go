@@ -93,7 +93,7 @@ func (w *writer) checkPlaces(c *model.TasksPut, order []int32) ([]nodeClaim, err
 			if n = w.s.Node(t.Node); n == nil {
 				return nil, model.NotFoundf("node %s not found", w.s.name(model.NodeKey(t.Node)))
 			}
-			if c.Base != 0 && (n.SpecVersion > c.Base || n.StateVer > c.Base) {
+			if c.Base != 0 && max(n.SpecVersion, n.StateVer, n.DescVersion) > c.Base {
 				return nil, model.Stalef("node %s has changed", n.Hostname())
 			}
 		}
