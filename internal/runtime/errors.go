@@ -19,6 +19,7 @@ const (
 	KindCommand                      // the command cannot be run; Code is 126 or 127 as a shell's, else 128
 	KindMount                        // a bind source is missing, a volume cannot be made
 	KindRuncMissing                  // the node has no OCI runtime
+	KindNotRunning                   // the container does not run now
 )
 
 // Error is a failure that the agent handles by kind and the user reads by text.
@@ -92,4 +93,9 @@ func CommandFailed(text string, cause error) error {
 		return nil
 	}
 	return &Error{Kind: KindCommand, Code: code, Text: text, Err: cause}
+}
+
+// NotRunning returns Docker's error for something that only a running container can do.
+func NotRunning(id string) error {
+	return &Error{Kind: KindNotRunning, Text: fmt.Sprintf("container %s is not running", id)}
 }

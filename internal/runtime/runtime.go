@@ -10,6 +10,7 @@ import (
 	"context"
 	"time"
 
+	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/swarm"
 )
 
@@ -75,6 +76,9 @@ type Status struct {
 	CreatedAt time.Time
 	StartedAt time.Time
 	Exit      Exit // valid when State is Exited
+	// Healthcheck is what the task's spec asks for, or else its image, Docker's defaults filled in; nil when neither
+	// asks for one.
+	Healthcheck *container.HealthConfig
 }
 
 // Container is one entry of List.
@@ -113,6 +117,9 @@ type Controller interface {
 	// Remove kills the container if it runs and forgets it: its file system, its anonymous volumes, its exit.
 	// Removing what does not exist is no error.
 	Remove(ctx context.Context) error
+	// Exec starts a further process in a running container. It may run beside any other method. The context bounds the
+	// start only. Errors: KindNotRunning, KindInvalid, KindCommand with the exit code a shell would give, or plain.
+	Exec(ctx context.Context, spec ExecSpec) (Process, error)
 	// Status reports the container's state, or ErrNotFound.
 	Status(ctx context.Context) (Status, error)
 }

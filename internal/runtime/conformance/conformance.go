@@ -73,7 +73,8 @@ func Run(t *testing.T, newHost func(t *testing.T) Host) {
 		{"ExitCode", exitCode}, {"Steps", steps}, {"StopObeyed", stopObeyed}, {"StopIgnored", stopIgnored}, {"Kill", kill},
 		{"WaitBeforeStart", waitBeforeStart}, {"WaitCancelled", waitCancelled}, {"RemoveRunning", removeRunning},
 		{"RemoveWakesWaiter", removeWakesWaiter}, {"Missing", missingThings}, {"Refused", refused}, {"List", list},
-		{"Readopt", readopt}, {"ExitWhileDown", exitWhileDown}, {"ExitKept", exitKept}, {"OpenById", openByID},
+		{"Readopt", readopt}, {"ExitWhileDown", exitWhileDown}, {"ExitKept", exitKept}, {"OpenById", openByID}, {"Exec", execs},
+		{"ExecSignalled", execSignalled}, {"ExecEnds", execEnds}, {"ExecRefused", execRefused}, {"Healthcheck", healthcheck},
 	} {
 		t.Run(test.name, func(t *testing.T) { test.run(t, newHost(t)) })
 	}

@@ -120,6 +120,7 @@ func newRecord(s *runtime.Spec, img *image) (*record, error) {
 		ID: s.ID, TaskID: s.TaskID, Name: s.Name, Image: t.Image, ImageDigest: img.manifest.String(), Labels: s.Labels,
 		StopSignal: firstOf(t.StopSignal, img.config.StopSignal, "SIGTERM"), StopGrace: defaultGrace,
 		Stdout: s.Stdout, Stderr: s.Stderr, TTY: t.TTY, CreatedAt: time.Now().UTC(),
+		Health: runtime.Healthcheck(t.Healthcheck, img.health),
 	}
 	if t.StopGracePeriod != nil {
 		rec.StopGrace = max(*t.StopGracePeriod, 0)

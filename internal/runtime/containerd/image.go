@@ -19,6 +19,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
 	"github.com/distribution/reference"
+	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/identity"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -37,6 +38,7 @@ type image struct {
 	manifest digest.Digest
 	config   ocispec.ImageConfig
 	chain    string // the snapshot of its unpacked layers
+	health   *dockerspec.HealthcheckConfig
 
 	users         sync.Once
 	usersErr      error
@@ -142,13 +144,14 @@ func (c *imageCache) read(ctx context.Context, record images.Image) (*image, err
 	if err != nil {
 		return nil, err
 	}
-	var config ocispec.Image
+	var config dockerspec.DockerOCIImage
 	if err := json.Unmarshal(data, &config); err != nil {
 		return nil, fmt.Errorf("decode the image configuration: %w", err)
 	}
 	return &image{
 		manifest: record.Target.Digest,
-		config:   config.Config,
+		config:   config.Config.ImageConfig,
+		health:   config.Config.Healthcheck,
 		chain:    identity.ChainID(config.RootFS.DiffIDs).String(),
 	}, nil
 }

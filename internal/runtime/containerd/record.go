@@ -10,29 +10,32 @@ import (
 	"strings"
 	"time"
 
+	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
+
 	"github.com/skep-swarm/skep/internal/runtime"
 )
 
 // record is what is kept of a container on disk beyond containerd's own: what the agent asks for, how to stop it when its
 // spec is forgotten, and how it ended.
 type record struct {
-	ID          string            `json:"id"`
-	TaskID      string            `json:"task"`
-	Name        string            `json:"name"`
-	Image       string            `json:"image"`
-	ImageDigest string            `json:"imageDigest"`
-	Labels      map[string]string `json:"labels,omitempty"`
-	StopSignal  string            `json:"stopSignal"`
-	StopGrace   time.Duration     `json:"stopGrace"`
-	Stdout      string            `json:"stdout,omitempty"`
-	Stderr      string            `json:"stderr,omitempty"`
-	TTY         bool              `json:"tty,omitempty"`
-	Volumes     []string          `json:"anonymousVolumes,omitempty"`
-	Mounted     []string          `json:"volumes,omitempty"` // all volumes, the anonymous ones too
-	CreatedAt   time.Time         `json:"created"`
-	StartedAt   time.Time         `json:"started,omitzero"`
-	PID         int               `json:"pid,omitempty"`
-	Exit        *runtime.Exit     `json:"exit,omitempty"`
+	ID          string                        `json:"id"`
+	TaskID      string                        `json:"task"`
+	Name        string                        `json:"name"`
+	Image       string                        `json:"image"`
+	ImageDigest string                        `json:"imageDigest"`
+	Labels      map[string]string             `json:"labels,omitempty"`
+	StopSignal  string                        `json:"stopSignal"`
+	StopGrace   time.Duration                 `json:"stopGrace"`
+	Stdout      string                        `json:"stdout,omitempty"`
+	Stderr      string                        `json:"stderr,omitempty"`
+	TTY         bool                          `json:"tty,omitempty"`
+	Volumes     []string                      `json:"anonymousVolumes,omitempty"`
+	Mounted     []string                      `json:"volumes,omitempty"` // all volumes, the anonymous ones too
+	Health      *dockerspec.HealthcheckConfig `json:"health,omitempty"`
+	CreatedAt   time.Time                     `json:"created"`
+	StartedAt   time.Time                     `json:"started,omitzero"`
+	PID         int                           `json:"pid,omitempty"`
+	Exit        *runtime.Exit                 `json:"exit,omitempty"`
 }
 
 // maxRecord bounds a record file, in bytes: labels and names, no more.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/containerd/api/services/tasks/v1"
@@ -28,7 +29,8 @@ type unit struct {
 	r  *Runtime
 	id string
 
-	step sync.Mutex // held for a whole step
+	step  sync.Mutex   // held for a whole step
+	execs atomic.Int32 // further processes
 
 	mu      sync.Mutex // guards what is below
 	rec     *record    // nil until prepared
@@ -74,7 +76,7 @@ func (u *unit) describe() (runtime.Container, bool) {
 }
 
 func (u *unit) statusLocked() runtime.Status {
-	s := runtime.Status{State: u.state, CreatedAt: u.rec.CreatedAt, StartedAt: u.rec.StartedAt}
+	s := runtime.Status{State: u.state, CreatedAt: u.rec.CreatedAt, StartedAt: u.rec.StartedAt, Healthcheck: u.rec.Health}
 	if u.state == runtime.Running {
 		s.PID = u.rec.PID
 	}

@@ -16,6 +16,7 @@ import (
 	"sync"
 	"time"
 
+	containertypes "github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/mount"
 
 	"github.com/skep-swarm/skep/internal/runtime"
@@ -31,6 +32,7 @@ const (
 	Stop    Step = "stop"
 	Kill    Step = "kill"
 	Remove  Step = "remove"
+	Exec    Step = "exec"
 )
 
 // Behaviour is how a container's program behaves.
@@ -50,6 +52,11 @@ type Node struct {
 	Now func() time.Time
 	// Behave says how a container's program behaves; nil means it runs until it is stopped. Set before the first use.
 	Behave func(runtime.Spec) Behaviour
+	// Program is what a further process of a container does; nil means that there is no program to run. Set before the
+	// first use.
+	Program Program
+	// Health is the check that every image asks for; nil means none. Set before the first use.
+	Health *containertypes.HealthConfig
 	// Grace waits for a container's grace period; nil means a timer. It returns early when ctx ends. Set before use.
 	Grace func(ctx context.Context, d time.Duration)
 
@@ -229,7 +236,7 @@ func (n *Node) create(spec runtime.Spec) error {
 	c := &container{grace: 10 * time.Second, done: make(chan struct{})}
 	c.Container = runtime.Container{
 		ID: spec.ID, TaskID: spec.TaskID, Name: spec.Name, Image: t.Image, ImageDigest: digest, Labels: spec.Labels,
-		Status: runtime.Status{State: runtime.Created, CreatedAt: n.now()},
+		Status: runtime.Status{State: runtime.Created, CreatedAt: n.now(), Healthcheck: runtime.Healthcheck(t.Healthcheck, n.Health)},
 	}
 	if t.StopGracePeriod != nil {
 		c.grace = *t.StopGracePeriod

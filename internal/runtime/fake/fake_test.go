@@ -68,6 +68,7 @@ func behave(s runtime.Spec) Behaviour {
 func TestConformance(t *testing.T) {
 	conformance.Run(t, func(*testing.T) conformance.Host {
 		node := NewNode(conformance.Image)
+		node.Program = conformance.Programs
 		node.Behave = behave
 		return &host{node: node}
 	})
@@ -75,6 +76,7 @@ func TestConformance(t *testing.T) {
 
 func TestFailAndBlock(t *testing.T) {
 	node := NewNode(conformance.Image)
+	node.Program = conformance.Programs
 	spec := conformance.NewSpec("x", conformance.Obeys())
 	c, err := node.Runtime().Controller(spec)
 	if err != nil {
