@@ -146,7 +146,7 @@ func (f *founding) write(ctx context.Context, a *active) error {
 	if err := a.awaitLeader(ctx); err != nil {
 		return err
 	}
-	ingress := &model.Network{ID: 1, Name: "ingress", Driver: "overlay", Ingress: true, Subnets: []netip.Prefix{f.cluster.GatewayPool, f.cluster.GatewayULA}}
+	ingress := &model.Network{ID: 1, Name: "ingress", Driver: "overlay", Ingress: true, IPAM: []model.IPAMConfig{{Subnet: f.cluster.GatewayPool}, {Subnet: f.cluster.GatewayULA}}}
 	changes := []model.Change{{PutCluster: f.cluster}, {PutNode: f.node}, {PutNetwork: ingress}}
 	loaded, err := a.h.imageTable(ctx)
 	if err != nil {

@@ -34,7 +34,7 @@ func ingressNetwork(snap *state.Snapshot) *model.Network {
 	c := snap.Cluster()
 	n := &model.Network{ID: ingressNumber, Name: "ingress", Driver: "overlay", Ingress: true, CreatedAt: c.CreatedAt, Version: 1}
 	if c.GatewayPool.IsValid() {
-		n.Subnets = append(n.Subnets, c.GatewayPool)
+		n.IPAM = append(n.IPAM, model.IPAMConfig{Subnet: c.GatewayPool})
 	}
 	return n
 }
@@ -58,9 +58,9 @@ func viewNetwork(namer model.Namer, n *model.Network) network.Network {
 		Ingress: n.Ingress, IPAM: network.IPAM{Driver: "default", Config: []network.IPAMConfig{}},
 		Options: map[string]string{}, Labels: mergedLabels(n.Labels, nil),
 	}
-	for _, p := range n.Subnets {
-		c := network.IPAMConfig{Subnet: p}
-		if p.Addr().Is6() {
+	for _, p := range n.IPAM {
+		c := network.IPAMConfig{Subnet: p.Subnet}
+		if p.Subnet.Addr().Is6() {
 			out.EnableIPv6 = true
 		}
 		out.IPAM.Config = append(out.IPAM.Config, c)

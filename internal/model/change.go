@@ -39,7 +39,7 @@ const (
 	GroupPlace   Group = 3 // a task's node and addresses
 	GroupStatus  Group = 4 // a task's or node's observed state
 	GroupUpdate  Group = 5 // a service's update status
-	GroupPorts   Group = 6 // a service's allocated ports
+	GroupPorts   Group = 6 // a service's allocated ports and virtual addresses
 	GroupDesc    Group = 7 // a node's description
 	GroupTasks   Group = 8 // the numbers of a service's tasks: the version is the highest one given
 )
@@ -77,6 +77,7 @@ type Change struct {
 	DeleteImage    string          `cbor:"21,keyasint,omitempty"`
 	SetNotice      *NoticeSet      `cbor:"22,keyasint,omitempty"`
 	PutTasks       *TasksPut       `cbor:"23,keyasint,omitempty"` // creates many tasks of one service
+	SetVIPs        *VIPsSet        `cbor:"24,keyasint,omitempty"`
 }
 
 // Weight is how many changes this one counts for in a batch.
@@ -151,6 +152,14 @@ type PortsSet struct {
 	Err     string             `cbor:"3,keyasint,omitempty"`
 }
 
+// VIPsSet gives a service its virtual addresses, or says why it lacks one. It belongs to the group of the
+// published ports.
+type VIPsSet struct {
+	Service ServiceID `cbor:"1,keyasint"`
+	VIPs    []VIP     `cbor:"2,keyasint,omitempty"`
+	Err     string    `cbor:"3,keyasint,omitempty"`
+}
+
 // MaxTasksPut bounds the tasks of one TasksPut.
 const MaxTasksPut = 3000
 
@@ -180,6 +189,7 @@ type TaskNew struct {
 	Gateway4 netip.Addr              `cbor:"6,keyasint,omitempty"`
 	Gateway6 netip.Addr              `cbor:"7,keyasint,omitempty"`
 	Generic  []swarm.GenericResource `cbor:"8,keyasint,omitempty"`
+	Nets     []TaskNet               `cbor:"9,keyasint,omitempty"`
 }
 
 // Text is the number of a text; the first one is empty.
@@ -217,6 +227,8 @@ type TaskPlaceSet struct {
 	Message  string     `cbor:"5,keyasint,omitempty"`
 	// Generic are the generic resources of the node that the task gets.
 	Generic []swarm.GenericResource `cbor:"6,keyasint,omitempty"`
+	// Nets are its addresses in the overlay networks of its template.
+	Nets []TaskNet `cbor:"7,keyasint,omitempty"`
 }
 
 // TaskStatusSet is the manager's word on a task: pending with its reason, or orphaned.

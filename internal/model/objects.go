@@ -125,6 +125,11 @@ type Service struct {
 	JobVersion   uint64 `cbor:"14,keyasint,omitempty"`
 	// Notice is what the planner has to say of the service as a whole, for users; usually nothing.
 	Notice string `cbor:"15,keyasint,omitempty"`
+	// VIPs are the service's virtual addresses, one for each overlay network of the template in force, in
+	// its order; they share PortVersion with Ports. None with endpoint mode dnsrr.
+	VIPs []VIP `cbor:"16,keyasint,omitempty"`
+	// NetError says why a virtual address could not be allocated.
+	NetError string `cbor:"17,keyasint,omitempty"`
 }
 
 // Current is the revision in force.
@@ -184,6 +189,10 @@ type Template struct {
 	ImageDigest string `cbor:"7,keyasint,omitempty"`
 	// ServiceLabels as Docker's clients filter tasks by.
 	ServiceLabels map[string]string `cbor:"8,keyasint,omitempty"`
+	// Nets are the networks of the task spec by their numbers, in its order; see SetNetworks.
+	Nets []NetAttach `cbor:"9,keyasint,omitempty"`
+	// NetMode is NetHost or NetNone for tasks that are in no network of the swarm, not even the gateway's.
+	NetMode NetMode `cbor:"10,keyasint,omitempty"`
 }
 
 // Task is one replica's life on one node.
@@ -225,19 +234,8 @@ type Task struct {
 	JobIteration uint64 `cbor:"22,keyasint,omitempty"`
 	// Generic are the generic resources that the task was given on its node; placement group.
 	Generic []swarm.GenericResource `cbor:"23,keyasint,omitempty"`
-}
-
-// Network is a network by the name that users know it.
-type Network struct {
-	ID        NetworkID `cbor:"1,keyasint"`
-	Name      string    `cbor:"2,keyasint"`
-	Driver    string    `cbor:"3,keyasint"`
-	Ingress   bool      `cbor:"4,keyasint,omitempty"`
-	CreatedAt Time      `cbor:"5,keyasint"`
-	Version   uint64    `cbor:"6,keyasint"`
-	// Subnets and Labels as Docker shows them.
-	Subnets []netip.Prefix    `cbor:"7,keyasint,omitempty"`
-	Labels  map[string]string `cbor:"8,keyasint,omitempty"`
+	// Nets are the task's addresses in the overlay networks of its template, in its order; placement group.
+	Nets []TaskNet `cbor:"24,keyasint,omitempty"`
 }
 
 // Image is what a name means in this cluster when no registry says otherwise.

@@ -1226,6 +1226,7 @@ type ToAgent struct {
 	//	*ToAgent_Ask
 	//	*ToAgent_OpenStream
 	//	*ToAgent_Managers
+	//	*ToAgent_NetTables
 	Kind          isToAgent_Kind `protobuf_oneof:"kind"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1340,6 +1341,15 @@ func (x *ToAgent) GetManagers() *Managers {
 	return nil
 }
 
+func (x *ToAgent) GetNetTables() []byte {
+	if x != nil {
+		if x, ok := x.Kind.(*ToAgent_NetTables); ok {
+			return x.NetTables
+		}
+	}
+	return nil
+}
+
 type isToAgent_Kind interface {
 	isToAgent_Kind()
 }
@@ -1377,6 +1387,11 @@ type ToAgent_Managers struct {
 	Managers *Managers `protobuf:"bytes,8,opt,name=managers,proto3,oneof"`
 }
 
+type ToAgent_NetTables struct {
+	// An encoded NetTables: it is the same for all nodes that have tasks in the network.
+	NetTables []byte `protobuf:"bytes,9,opt,name=net_tables,json=netTables,proto3,oneof"`
+}
+
 func (*ToAgent_Welcome) isToAgent_Kind() {}
 
 func (*ToAgent_Assignments) isToAgent_Kind() {}
@@ -1392,6 +1407,8 @@ func (*ToAgent_Ask) isToAgent_Kind() {}
 func (*ToAgent_OpenStream) isToAgent_Kind() {}
 
 func (*ToAgent_Managers) isToAgent_Kind() {}
+
+func (*ToAgent_NetTables) isToAgent_Kind() {}
 
 // Welcome answers Hello. Complete sets of tables and assignments follow it.
 type Welcome struct {
@@ -1918,8 +1935,12 @@ type Template struct {
 	HostPorts     []*PortConfig     `protobuf:"bytes,7,rep,name=host_ports,json=hostPorts,proto3" json:"host_ports,omitempty"`
 	ServiceLabels map[string]string `protobuf:"bytes,8,rep,name=service_labels,json=serviceLabels,proto3" json:"service_labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// The cluster's default for tasks whose spec names no log driver.
-	LogDriver     string            `protobuf:"bytes,9,opt,name=log_driver,json=logDriver,proto3" json:"log_driver,omitempty"`
-	LogOptions    map[string]string `protobuf:"bytes,10,rep,name=log_options,json=logOptions,proto3" json:"log_options,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	LogDriver  string            `protobuf:"bytes,9,opt,name=log_driver,json=logDriver,proto3" json:"log_driver,omitempty"`
+	LogOptions map[string]string `protobuf:"bytes,10,rep,name=log_options,json=logOptions,proto3" json:"log_options,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// Empty, or "host" or "none" for tasks that are in no network of the swarm, not even the gateway's.
+	NetMode string `protobuf:"bytes,11,opt,name=net_mode,json=netMode,proto3" json:"net_mode,omitempty"`
+	// Overlay networks, in the order of the spec.
+	Nets          []*NetAttach `protobuf:"bytes,12,rep,name=nets,proto3" json:"nets,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2024,6 +2045,81 @@ func (x *Template) GetLogOptions() map[string]string {
 	return nil
 }
 
+func (x *Template) GetNetMode() string {
+	if x != nil {
+		return x.NetMode
+	}
+	return ""
+}
+
+func (x *Template) GetNets() []*NetAttach {
+	if x != nil {
+		return x.Nets
+	}
+	return nil
+}
+
+// NetAttach is how tasks are attached to one overlay network.
+type NetAttach struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Network       uint64                 `protobuf:"varint,1,opt,name=network,proto3" json:"network,omitempty"`
+	Aliases       []string               `protobuf:"bytes,2,rep,name=aliases,proto3" json:"aliases,omitempty"`
+	Options       map[string]string      `protobuf:"bytes,3,rep,name=options,proto3" json:"options,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NetAttach) Reset() {
+	*x = NetAttach{}
+	mi := &file_wire_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NetAttach) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NetAttach) ProtoMessage() {}
+
+func (x *NetAttach) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NetAttach.ProtoReflect.Descriptor instead.
+func (*NetAttach) Descriptor() ([]byte, []int) {
+	return file_wire_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *NetAttach) GetNetwork() uint64 {
+	if x != nil {
+		return x.Network
+	}
+	return 0
+}
+
+func (x *NetAttach) GetAliases() []string {
+	if x != nil {
+		return x.Aliases
+	}
+	return nil
+}
+
+func (x *NetAttach) GetOptions() map[string]string {
+	if x != nil {
+		return x.Options
+	}
+	return nil
+}
+
 type Task struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
 	Ref      *TaskRef               `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
@@ -2040,14 +2136,16 @@ type Task struct {
 	// Ports in host mode as the node bound them before.
 	HostPorts []*PortConfig `protobuf:"bytes,10,rep,name=host_ports,json=hostPorts,proto3" json:"host_ports,omitempty"`
 	// Generic resources of the node that are this task's.
-	Generic       []*GenericResource `protobuf:"bytes,11,rep,name=generic,proto3" json:"generic,omitempty"`
+	Generic []*GenericResource `protobuf:"bytes,11,rep,name=generic,proto3" json:"generic,omitempty"`
+	// Addresses in overlay networks, in the order of the template's nets.
+	Nets          []*TaskNet `protobuf:"bytes,12,rep,name=nets,proto3" json:"nets,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Task) Reset() {
 	*x = Task{}
-	mi := &file_wire_proto_msgTypes[26]
+	mi := &file_wire_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2059,7 +2157,7 @@ func (x *Task) String() string {
 func (*Task) ProtoMessage() {}
 
 func (x *Task) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[26]
+	mi := &file_wire_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2072,7 +2170,7 @@ func (x *Task) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Task.ProtoReflect.Descriptor instead.
 func (*Task) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{26}
+	return file_wire_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Task) GetRef() *TaskRef {
@@ -2152,6 +2250,74 @@ func (x *Task) GetGeneric() []*GenericResource {
 	return nil
 }
 
+func (x *Task) GetNets() []*TaskNet {
+	if x != nil {
+		return x.Nets
+	}
+	return nil
+}
+
+// TaskNet is a task's address in one overlay network, 4 and 16 bytes.
+type TaskNet struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Network       uint64                 `protobuf:"varint,1,opt,name=network,proto3" json:"network,omitempty"`
+	Addr4         []byte                 `protobuf:"bytes,2,opt,name=addr4,proto3" json:"addr4,omitempty"`
+	Addr6         []byte                 `protobuf:"bytes,3,opt,name=addr6,proto3" json:"addr6,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TaskNet) Reset() {
+	*x = TaskNet{}
+	mi := &file_wire_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TaskNet) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TaskNet) ProtoMessage() {}
+
+func (x *TaskNet) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TaskNet.ProtoReflect.Descriptor instead.
+func (*TaskNet) Descriptor() ([]byte, []int) {
+	return file_wire_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *TaskNet) GetNetwork() uint64 {
+	if x != nil {
+		return x.Network
+	}
+	return 0
+}
+
+func (x *TaskNet) GetAddr4() []byte {
+	if x != nil {
+		return x.Addr4
+	}
+	return nil
+}
+
+func (x *TaskNet) GetAddr6() []byte {
+	if x != nil {
+		return x.Addr6
+	}
+	return nil
+}
+
 // GenericResource is so many of a kind, or one that has a name.
 type GenericResource struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -2164,7 +2330,7 @@ type GenericResource struct {
 
 func (x *GenericResource) Reset() {
 	*x = GenericResource{}
-	mi := &file_wire_proto_msgTypes[27]
+	mi := &file_wire_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2176,7 +2342,7 @@ func (x *GenericResource) String() string {
 func (*GenericResource) ProtoMessage() {}
 
 func (x *GenericResource) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[27]
+	mi := &file_wire_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2189,7 +2355,7 @@ func (x *GenericResource) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GenericResource.ProtoReflect.Descriptor instead.
 func (*GenericResource) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{27}
+	return file_wire_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *GenericResource) GetKind() string {
@@ -2231,7 +2397,7 @@ type Tables struct {
 
 func (x *Tables) Reset() {
 	*x = Tables{}
-	mi := &file_wire_proto_msgTypes[28]
+	mi := &file_wire_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2243,7 +2409,7 @@ func (x *Tables) String() string {
 func (*Tables) ProtoMessage() {}
 
 func (x *Tables) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[28]
+	mi := &file_wire_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2256,7 +2422,7 @@ func (x *Tables) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Tables.ProtoReflect.Descriptor instead.
 func (*Tables) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{28}
+	return file_wire_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Tables) GetAt() *Position {
@@ -2318,7 +2484,7 @@ type PortKey struct {
 
 func (x *PortKey) Reset() {
 	*x = PortKey{}
-	mi := &file_wire_proto_msgTypes[29]
+	mi := &file_wire_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2330,7 +2496,7 @@ func (x *PortKey) String() string {
 func (*PortKey) ProtoMessage() {}
 
 func (x *PortKey) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[29]
+	mi := &file_wire_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2343,7 +2509,7 @@ func (x *PortKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortKey.ProtoReflect.Descriptor instead.
 func (*PortKey) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{29}
+	return file_wire_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *PortKey) GetProtocol() string {
@@ -2373,7 +2539,7 @@ type PortRow struct {
 
 func (x *PortRow) Reset() {
 	*x = PortRow{}
-	mi := &file_wire_proto_msgTypes[30]
+	mi := &file_wire_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2385,7 +2551,7 @@ func (x *PortRow) String() string {
 func (*PortRow) ProtoMessage() {}
 
 func (x *PortRow) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[30]
+	mi := &file_wire_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2398,7 +2564,7 @@ func (x *PortRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortRow.ProtoReflect.Descriptor instead.
 func (*PortRow) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{30}
+	return file_wire_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *PortRow) GetKey() *PortKey {
@@ -2435,7 +2601,7 @@ type Backend struct {
 
 func (x *Backend) Reset() {
 	*x = Backend{}
-	mi := &file_wire_proto_msgTypes[31]
+	mi := &file_wire_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2447,7 +2613,7 @@ func (x *Backend) String() string {
 func (*Backend) ProtoMessage() {}
 
 func (x *Backend) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[31]
+	mi := &file_wire_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2460,7 +2626,7 @@ func (x *Backend) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Backend.ProtoReflect.Descriptor instead.
 func (*Backend) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{31}
+	return file_wire_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Backend) GetTask() *TaskRef {
@@ -2512,7 +2678,7 @@ type NodeRow struct {
 
 func (x *NodeRow) Reset() {
 	*x = NodeRow{}
-	mi := &file_wire_proto_msgTypes[32]
+	mi := &file_wire_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2524,7 +2690,7 @@ func (x *NodeRow) String() string {
 func (*NodeRow) ProtoMessage() {}
 
 func (x *NodeRow) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[32]
+	mi := &file_wire_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2537,7 +2703,7 @@ func (x *NodeRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeRow.ProtoReflect.Descriptor instead.
 func (*NodeRow) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{32}
+	return file_wire_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *NodeRow) GetNum() uint64 {
@@ -2568,6 +2734,430 @@ func (x *NodeRow) GetGateway6() string {
 	return ""
 }
 
+// NetTables are what a node must know of one overlay network as long as it has tasks in it: rows that replace the row of
+// the same key. A node gets them before its first task in the network.
+type NetTables struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Positions of one network never go back.
+	At *Position `protobuf:"bytes,1,opt,name=at,proto3" json:"at,omitempty"`
+	// Number of the network.
+	Num uint64 `protobuf:"varint,2,opt,name=num,proto3" json:"num,omitempty"`
+	// A complete table replaces all rows.
+	Complete bool `protobuf:"varint,3,opt,name=complete,proto3" json:"complete,omitempty"`
+	// More parts of the same table follow; only the last one has effect.
+	More bool `protobuf:"varint,4,opt,name=more,proto3" json:"more,omitempty"`
+	// The node has no task in the network any more: it forgets all of it.
+	Gone bool `protobuf:"varint,5,opt,name=gone,proto3" json:"gone,omitempty"`
+	// Set in the first part of a complete table and when it changed.
+	Network   *NetworkInfo   `protobuf:"bytes,6,opt,name=network,proto3" json:"network,omitempty"`
+	Endpoints []*EndpointRow `protobuf:"bytes,7,rep,name=endpoints,proto3" json:"endpoints,omitempty"`
+	// Service numbers.
+	EndpointsRemoved []uint64      `protobuf:"varint,8,rep,packed,name=endpoints_removed,json=endpointsRemoved,proto3" json:"endpoints_removed,omitempty"`
+	Tasks            []*NetTaskRow `protobuf:"bytes,9,rep,name=tasks,proto3" json:"tasks,omitempty"`
+	TasksRemoved     []*TaskRef    `protobuf:"bytes,10,rep,name=tasks_removed,json=tasksRemoved,proto3" json:"tasks_removed,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
+}
+
+func (x *NetTables) Reset() {
+	*x = NetTables{}
+	mi := &file_wire_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NetTables) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NetTables) ProtoMessage() {}
+
+func (x *NetTables) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NetTables.ProtoReflect.Descriptor instead.
+func (*NetTables) Descriptor() ([]byte, []int) {
+	return file_wire_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *NetTables) GetAt() *Position {
+	if x != nil {
+		return x.At
+	}
+	return nil
+}
+
+func (x *NetTables) GetNum() uint64 {
+	if x != nil {
+		return x.Num
+	}
+	return 0
+}
+
+func (x *NetTables) GetComplete() bool {
+	if x != nil {
+		return x.Complete
+	}
+	return false
+}
+
+func (x *NetTables) GetMore() bool {
+	if x != nil {
+		return x.More
+	}
+	return false
+}
+
+func (x *NetTables) GetGone() bool {
+	if x != nil {
+		return x.Gone
+	}
+	return false
+}
+
+func (x *NetTables) GetNetwork() *NetworkInfo {
+	if x != nil {
+		return x.Network
+	}
+	return nil
+}
+
+func (x *NetTables) GetEndpoints() []*EndpointRow {
+	if x != nil {
+		return x.Endpoints
+	}
+	return nil
+}
+
+func (x *NetTables) GetEndpointsRemoved() []uint64 {
+	if x != nil {
+		return x.EndpointsRemoved
+	}
+	return nil
+}
+
+func (x *NetTables) GetTasks() []*NetTaskRow {
+	if x != nil {
+		return x.Tasks
+	}
+	return nil
+}
+
+func (x *NetTables) GetTasksRemoved() []*TaskRef {
+	if x != nil {
+		return x.TasksRemoved
+	}
+	return nil
+}
+
+type NetworkInfo struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Num   uint64                 `protobuf:"varint,1,opt,name=num,proto3" json:"num,omitempty"`
+	Id    string                 `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`
+	Name  string                 `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
+	Vni   uint32                 `protobuf:"varint,4,opt,name=vni,proto3" json:"vni,omitempty"`
+	// Prefixes and addresses as text; a gateway for each subnet, empty where there is none.
+	Subnets       []string          `protobuf:"bytes,5,rep,name=subnets,proto3" json:"subnets,omitempty"`
+	Gateways      []string          `protobuf:"bytes,6,rep,name=gateways,proto3" json:"gateways,omitempty"`
+	Internal      bool              `protobuf:"varint,7,opt,name=internal,proto3" json:"internal,omitempty"`
+	Ipv6          bool              `protobuf:"varint,8,opt,name=ipv6,proto3" json:"ipv6,omitempty"`
+	Attachable    bool              `protobuf:"varint,9,opt,name=attachable,proto3" json:"attachable,omitempty"`
+	Options       map[string]string `protobuf:"bytes,10,rep,name=options,proto3" json:"options,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NetworkInfo) Reset() {
+	*x = NetworkInfo{}
+	mi := &file_wire_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NetworkInfo) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NetworkInfo) ProtoMessage() {}
+
+func (x *NetworkInfo) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NetworkInfo.ProtoReflect.Descriptor instead.
+func (*NetworkInfo) Descriptor() ([]byte, []int) {
+	return file_wire_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *NetworkInfo) GetNum() uint64 {
+	if x != nil {
+		return x.Num
+	}
+	return 0
+}
+
+func (x *NetworkInfo) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *NetworkInfo) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *NetworkInfo) GetVni() uint32 {
+	if x != nil {
+		return x.Vni
+	}
+	return 0
+}
+
+func (x *NetworkInfo) GetSubnets() []string {
+	if x != nil {
+		return x.Subnets
+	}
+	return nil
+}
+
+func (x *NetworkInfo) GetGateways() []string {
+	if x != nil {
+		return x.Gateways
+	}
+	return nil
+}
+
+func (x *NetworkInfo) GetInternal() bool {
+	if x != nil {
+		return x.Internal
+	}
+	return false
+}
+
+func (x *NetworkInfo) GetIpv6() bool {
+	if x != nil {
+		return x.Ipv6
+	}
+	return false
+}
+
+func (x *NetworkInfo) GetAttachable() bool {
+	if x != nil {
+		return x.Attachable
+	}
+	return false
+}
+
+func (x *NetworkInfo) GetOptions() map[string]string {
+	if x != nil {
+		return x.Options
+	}
+	return nil
+}
+
+// EndpointRow is what a service is called in the network, and its virtual addresses there.
+type EndpointRow struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Service uint64                 `protobuf:"varint,1,opt,name=service,proto3" json:"service,omitempty"`
+	Name    string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Aliases []string               `protobuf:"bytes,3,rep,name=aliases,proto3" json:"aliases,omitempty"`
+	// Names mean the virtual addresses; otherwise those of the tasks, in turn.
+	Vip           bool   `protobuf:"varint,4,opt,name=vip,proto3" json:"vip,omitempty"`
+	Vip4          []byte `protobuf:"bytes,5,opt,name=vip4,proto3" json:"vip4,omitempty"`
+	Vip6          []byte `protobuf:"bytes,6,opt,name=vip6,proto3" json:"vip6,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EndpointRow) Reset() {
+	*x = EndpointRow{}
+	mi := &file_wire_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EndpointRow) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EndpointRow) ProtoMessage() {}
+
+func (x *EndpointRow) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EndpointRow.ProtoReflect.Descriptor instead.
+func (*EndpointRow) Descriptor() ([]byte, []int) {
+	return file_wire_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *EndpointRow) GetService() uint64 {
+	if x != nil {
+		return x.Service
+	}
+	return 0
+}
+
+func (x *EndpointRow) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *EndpointRow) GetAliases() []string {
+	if x != nil {
+		return x.Aliases
+	}
+	return nil
+}
+
+func (x *EndpointRow) GetVip() bool {
+	if x != nil {
+		return x.Vip
+	}
+	return false
+}
+
+func (x *EndpointRow) GetVip4() []byte {
+	if x != nil {
+		return x.Vip4
+	}
+	return nil
+}
+
+func (x *EndpointRow) GetVip6() []byte {
+	if x != nil {
+		return x.Vip6
+	}
+	return nil
+}
+
+// NetTaskRow is one task in the network. It has a row as long as it has its addresses.
+type NetTaskRow struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Task  *TaskRef               `protobuf:"bytes,1,opt,name=task,proto3" json:"task,omitempty"`
+	Node  uint64                 `protobuf:"varint,2,opt,name=node,proto3" json:"node,omitempty"`
+	Addr4 []byte                 `protobuf:"bytes,3,opt,name=addr4,proto3" json:"addr4,omitempty"`
+	Addr6 []byte                 `protobuf:"bytes,4,opt,name=addr6,proto3" json:"addr6,omitempty"`
+	// web.1.xyz…
+	Name string `protobuf:"bytes,5,opt,name=name,proto3" json:"name,omitempty"`
+	// Names that only this task has: the container's short ID, the hostname of its spec.
+	Aliases []string `protobuf:"bytes,6,rep,name=aliases,proto3" json:"aliases,omitempty"`
+	// It takes new connections and is answered for.
+	Serving       bool `protobuf:"varint,7,opt,name=serving,proto3" json:"serving,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NetTaskRow) Reset() {
+	*x = NetTaskRow{}
+	mi := &file_wire_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NetTaskRow) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NetTaskRow) ProtoMessage() {}
+
+func (x *NetTaskRow) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NetTaskRow.ProtoReflect.Descriptor instead.
+func (*NetTaskRow) Descriptor() ([]byte, []int) {
+	return file_wire_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *NetTaskRow) GetTask() *TaskRef {
+	if x != nil {
+		return x.Task
+	}
+	return nil
+}
+
+func (x *NetTaskRow) GetNode() uint64 {
+	if x != nil {
+		return x.Node
+	}
+	return 0
+}
+
+func (x *NetTaskRow) GetAddr4() []byte {
+	if x != nil {
+		return x.Addr4
+	}
+	return nil
+}
+
+func (x *NetTaskRow) GetAddr6() []byte {
+	if x != nil {
+		return x.Addr6
+	}
+	return nil
+}
+
+func (x *NetTaskRow) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *NetTaskRow) GetAliases() []string {
+	if x != nil {
+		return x.Aliases
+	}
+	return nil
+}
+
+func (x *NetTaskRow) GetServing() bool {
+	if x != nil {
+		return x.Serving
+	}
+	return false
+}
+
 // Ask is a question that a node answers with AskReply within the time given.
 type Ask struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
@@ -2583,7 +3173,7 @@ type Ask struct {
 
 func (x *Ask) Reset() {
 	*x = Ask{}
-	mi := &file_wire_proto_msgTypes[33]
+	mi := &file_wire_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2595,7 +3185,7 @@ func (x *Ask) String() string {
 func (*Ask) ProtoMessage() {}
 
 func (x *Ask) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[33]
+	mi := &file_wire_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2608,7 +3198,7 @@ func (x *Ask) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ask.ProtoReflect.Descriptor instead.
 func (*Ask) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{33}
+	return file_wire_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *Ask) GetId() uint64 {
@@ -2661,7 +3251,7 @@ type CheckPorts struct {
 
 func (x *CheckPorts) Reset() {
 	*x = CheckPorts{}
-	mi := &file_wire_proto_msgTypes[34]
+	mi := &file_wire_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2673,7 +3263,7 @@ func (x *CheckPorts) String() string {
 func (*CheckPorts) ProtoMessage() {}
 
 func (x *CheckPorts) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[34]
+	mi := &file_wire_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2686,7 +3276,7 @@ func (x *CheckPorts) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckPorts.ProtoReflect.Descriptor instead.
 func (*CheckPorts) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{34}
+	return file_wire_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *CheckPorts) GetPorts() []*PortKey {
@@ -2710,7 +3300,7 @@ type OpenStream struct {
 
 func (x *OpenStream) Reset() {
 	*x = OpenStream{}
-	mi := &file_wire_proto_msgTypes[35]
+	mi := &file_wire_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2722,7 +3312,7 @@ func (x *OpenStream) String() string {
 func (*OpenStream) ProtoMessage() {}
 
 func (x *OpenStream) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[35]
+	mi := &file_wire_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2735,7 +3325,7 @@ func (x *OpenStream) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OpenStream.ProtoReflect.Descriptor instead.
 func (*OpenStream) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{35}
+	return file_wire_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *OpenStream) GetToken() []byte {
@@ -2788,7 +3378,7 @@ type LogsRequest struct {
 
 func (x *LogsRequest) Reset() {
 	*x = LogsRequest{}
-	mi := &file_wire_proto_msgTypes[36]
+	mi := &file_wire_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2800,7 +3390,7 @@ func (x *LogsRequest) String() string {
 func (*LogsRequest) ProtoMessage() {}
 
 func (x *LogsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[36]
+	mi := &file_wire_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2813,7 +3403,7 @@ func (x *LogsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogsRequest.ProtoReflect.Descriptor instead.
 func (*LogsRequest) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{36}
+	return file_wire_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *LogsRequest) GetTasks() []*TaskRef {
@@ -2881,7 +3471,7 @@ type Frame struct {
 
 func (x *Frame) Reset() {
 	*x = Frame{}
-	mi := &file_wire_proto_msgTypes[37]
+	mi := &file_wire_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2893,7 +3483,7 @@ func (x *Frame) String() string {
 func (*Frame) ProtoMessage() {}
 
 func (x *Frame) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[37]
+	mi := &file_wire_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2906,7 +3496,7 @@ func (x *Frame) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Frame.ProtoReflect.Descriptor instead.
 func (*Frame) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{37}
+	return file_wire_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *Frame) GetKind() isFrame_Kind {
@@ -2991,7 +3581,7 @@ type StreamOpen struct {
 
 func (x *StreamOpen) Reset() {
 	*x = StreamOpen{}
-	mi := &file_wire_proto_msgTypes[38]
+	mi := &file_wire_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3003,7 +3593,7 @@ func (x *StreamOpen) String() string {
 func (*StreamOpen) ProtoMessage() {}
 
 func (x *StreamOpen) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[38]
+	mi := &file_wire_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3016,7 +3606,7 @@ func (x *StreamOpen) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamOpen.ProtoReflect.Descriptor instead.
 func (*StreamOpen) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{38}
+	return file_wire_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *StreamOpen) GetToken() []byte {
@@ -3036,7 +3626,7 @@ type StreamClose struct {
 
 func (x *StreamClose) Reset() {
 	*x = StreamClose{}
-	mi := &file_wire_proto_msgTypes[39]
+	mi := &file_wire_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3048,7 +3638,7 @@ func (x *StreamClose) String() string {
 func (*StreamClose) ProtoMessage() {}
 
 func (x *StreamClose) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[39]
+	mi := &file_wire_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3061,7 +3651,7 @@ func (x *StreamClose) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamClose.ProtoReflect.Descriptor instead.
 func (*StreamClose) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{39}
+	return file_wire_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *StreamClose) GetError() string {
@@ -3087,7 +3677,7 @@ type LogEntries struct {
 
 func (x *LogEntries) Reset() {
 	*x = LogEntries{}
-	mi := &file_wire_proto_msgTypes[40]
+	mi := &file_wire_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3099,7 +3689,7 @@ func (x *LogEntries) String() string {
 func (*LogEntries) ProtoMessage() {}
 
 func (x *LogEntries) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[40]
+	mi := &file_wire_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3112,7 +3702,7 @@ func (x *LogEntries) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogEntries.ProtoReflect.Descriptor instead.
 func (*LogEntries) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{40}
+	return file_wire_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *LogEntries) GetEntries() []*LogEntry {
@@ -3140,7 +3730,7 @@ type LogEntry struct {
 
 func (x *LogEntry) Reset() {
 	*x = LogEntry{}
-	mi := &file_wire_proto_msgTypes[41]
+	mi := &file_wire_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3152,7 +3742,7 @@ func (x *LogEntry) String() string {
 func (*LogEntry) ProtoMessage() {}
 
 func (x *LogEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[41]
+	mi := &file_wire_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3165,7 +3755,7 @@ func (x *LogEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogEntry.ProtoReflect.Descriptor instead.
 func (*LogEntry) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{41}
+	return file_wire_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *LogEntry) GetTask() *TaskRef {
@@ -3301,7 +3891,7 @@ const file_wire_proto_rawDesc = "" +
 	"\x05token\x18\x01 \x01(\fR\x05token\x12\x14\n" +
 	"\x05error\x18\x02 \x01(\tR\x05error\x12\x1d\n" +
 	"\n" +
-	"error_kind\x18\x03 \x01(\rR\terrorKind\"\x9e\x03\n" +
+	"error_kind\x18\x03 \x01(\rR\terrorKind\"\xbf\x03\n" +
 	"\aToAgent\x121\n" +
 	"\awelcome\x18\x01 \x01(\v2\x15.skep.wire.v1.WelcomeH\x00R\awelcome\x12=\n" +
 	"\vassignments\x18\x02 \x01(\v2\x19.skep.wire.v1.AssignmentsH\x00R\vassignments\x12\x18\n" +
@@ -3312,7 +3902,9 @@ const file_wire_proto_rawDesc = "" +
 	"\x03ask\x18\x06 \x01(\v2\x11.skep.wire.v1.AskH\x00R\x03ask\x12;\n" +
 	"\vopen_stream\x18\a \x01(\v2\x18.skep.wire.v1.OpenStreamH\x00R\n" +
 	"openStream\x124\n" +
-	"\bmanagers\x18\b \x01(\v2\x16.skep.wire.v1.ManagersH\x00R\bmanagersB\x06\n" +
+	"\bmanagers\x18\b \x01(\v2\x16.skep.wire.v1.ManagersH\x00R\bmanagers\x12\x1f\n" +
+	"\n" +
+	"net_tables\x18\t \x01(\fH\x00R\tnetTablesB\x06\n" +
 	"\x04kind\"\x8b\x02\n" +
 	"\aWelcome\x12\x18\n" +
 	"\asession\x18\x01 \x01(\x04R\asession\x12.\n" +
@@ -3357,7 +3949,7 @@ const file_wire_proto_rawDesc = "" +
 	"\favailability\x18\t \x01(\tR\favailability\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xb3\x04\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xfb\x04\n" +
 	"\bTemplate\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x18\n" +
 	"\aservice\x18\x02 \x01(\x04R\aservice\x12\x1d\n" +
@@ -3373,13 +3965,22 @@ const file_wire_proto_rawDesc = "" +
 	"log_driver\x18\t \x01(\tR\tlogDriver\x12G\n" +
 	"\vlog_options\x18\n" +
 	" \x03(\v2&.skep.wire.v1.Template.LogOptionsEntryR\n" +
-	"logOptions\x1a@\n" +
+	"logOptions\x12\x19\n" +
+	"\bnet_mode\x18\v \x01(\tR\anetMode\x12+\n" +
+	"\x04nets\x18\f \x03(\v2\x17.skep.wire.v1.NetAttachR\x04nets\x1a@\n" +
 	"\x12ServiceLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a=\n" +
 	"\x0fLogOptionsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xee\x02\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xbb\x01\n" +
+	"\tNetAttach\x12\x18\n" +
+	"\anetwork\x18\x01 \x01(\x04R\anetwork\x12\x18\n" +
+	"\aaliases\x18\x02 \x03(\tR\aaliases\x12>\n" +
+	"\aoptions\x18\x03 \x03(\v2$.skep.wire.v1.NetAttach.OptionsEntryR\aoptions\x1a:\n" +
+	"\fOptionsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x99\x03\n" +
 	"\x04Task\x12'\n" +
 	"\x03ref\x18\x01 \x01(\v2\x15.skep.wire.v1.TaskRefR\x03ref\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\tR\x02id\x12\x12\n" +
@@ -3393,7 +3994,12 @@ const file_wire_proto_rawDesc = "" +
 	"\n" +
 	"host_ports\x18\n" +
 	" \x03(\v2\x18.skep.wire.v1.PortConfigR\thostPorts\x127\n" +
-	"\ageneric\x18\v \x03(\v2\x1d.skep.wire.v1.GenericResourceR\ageneric\"O\n" +
+	"\ageneric\x18\v \x03(\v2\x1d.skep.wire.v1.GenericResourceR\ageneric\x12)\n" +
+	"\x04nets\x18\f \x03(\v2\x15.skep.wire.v1.TaskNetR\x04nets\"O\n" +
+	"\aTaskNet\x12\x18\n" +
+	"\anetwork\x18\x01 \x01(\x04R\anetwork\x12\x14\n" +
+	"\x05addr4\x18\x02 \x01(\fR\x05addr4\x12\x14\n" +
+	"\x05addr6\x18\x03 \x01(\fR\x05addr6\"O\n" +
 	"\x0fGenericResource\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +
@@ -3423,7 +4029,52 @@ const file_wire_proto_rawDesc = "" +
 	"\x03num\x18\x01 \x01(\x04R\x03num\x12\x12\n" +
 	"\x04addr\x18\x02 \x01(\tR\x04addr\x12%\n" +
 	"\x0egateway_blocks\x18\x03 \x03(\tR\rgatewayBlocks\x12\x1a\n" +
-	"\bgateway6\x18\x04 \x01(\tR\bgateway6\"y\n" +
+	"\bgateway6\x18\x04 \x01(\tR\bgateway6\"\x90\x03\n" +
+	"\tNetTables\x12&\n" +
+	"\x02at\x18\x01 \x01(\v2\x16.skep.wire.v1.PositionR\x02at\x12\x10\n" +
+	"\x03num\x18\x02 \x01(\x04R\x03num\x12\x1a\n" +
+	"\bcomplete\x18\x03 \x01(\bR\bcomplete\x12\x12\n" +
+	"\x04more\x18\x04 \x01(\bR\x04more\x12\x12\n" +
+	"\x04gone\x18\x05 \x01(\bR\x04gone\x123\n" +
+	"\anetwork\x18\x06 \x01(\v2\x19.skep.wire.v1.NetworkInfoR\anetwork\x127\n" +
+	"\tendpoints\x18\a \x03(\v2\x19.skep.wire.v1.EndpointRowR\tendpoints\x12+\n" +
+	"\x11endpoints_removed\x18\b \x03(\x04R\x10endpointsRemoved\x12.\n" +
+	"\x05tasks\x18\t \x03(\v2\x18.skep.wire.v1.NetTaskRowR\x05tasks\x12:\n" +
+	"\rtasks_removed\x18\n" +
+	" \x03(\v2\x15.skep.wire.v1.TaskRefR\ftasksRemoved\"\xd9\x02\n" +
+	"\vNetworkInfo\x12\x10\n" +
+	"\x03num\x18\x01 \x01(\x04R\x03num\x12\x0e\n" +
+	"\x02id\x18\x02 \x01(\tR\x02id\x12\x12\n" +
+	"\x04name\x18\x03 \x01(\tR\x04name\x12\x10\n" +
+	"\x03vni\x18\x04 \x01(\rR\x03vni\x12\x18\n" +
+	"\asubnets\x18\x05 \x03(\tR\asubnets\x12\x1a\n" +
+	"\bgateways\x18\x06 \x03(\tR\bgateways\x12\x1a\n" +
+	"\binternal\x18\a \x01(\bR\binternal\x12\x12\n" +
+	"\x04ipv6\x18\b \x01(\bR\x04ipv6\x12\x1e\n" +
+	"\n" +
+	"attachable\x18\t \x01(\bR\n" +
+	"attachable\x12@\n" +
+	"\aoptions\x18\n" +
+	" \x03(\v2&.skep.wire.v1.NetworkInfo.OptionsEntryR\aoptions\x1a:\n" +
+	"\fOptionsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x8f\x01\n" +
+	"\vEndpointRow\x12\x18\n" +
+	"\aservice\x18\x01 \x01(\x04R\aservice\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x18\n" +
+	"\aaliases\x18\x03 \x03(\tR\aaliases\x12\x10\n" +
+	"\x03vip\x18\x04 \x01(\bR\x03vip\x12\x12\n" +
+	"\x04vip4\x18\x05 \x01(\fR\x04vip4\x12\x12\n" +
+	"\x04vip6\x18\x06 \x01(\fR\x04vip6\"\xbf\x01\n" +
+	"\n" +
+	"NetTaskRow\x12)\n" +
+	"\x04task\x18\x01 \x01(\v2\x15.skep.wire.v1.TaskRefR\x04task\x12\x12\n" +
+	"\x04node\x18\x02 \x01(\x04R\x04node\x12\x14\n" +
+	"\x05addr4\x18\x03 \x01(\fR\x05addr4\x12\x14\n" +
+	"\x05addr6\x18\x04 \x01(\fR\x05addr6\x12\x12\n" +
+	"\x04name\x18\x05 \x01(\tR\x04name\x12\x18\n" +
+	"\aaliases\x18\x06 \x03(\tR\aaliases\x12\x18\n" +
+	"\aserving\x18\a \x01(\bR\aserving\"y\n" +
 	"\x03Ask\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x1d\n" +
 	"\n" +
@@ -3494,7 +4145,7 @@ func file_wire_proto_rawDescGZIP() []byte {
 	return file_wire_proto_rawDescData
 }
 
-var file_wire_proto_msgTypes = make([]protoimpl.MessageInfo, 46)
+var file_wire_proto_msgTypes = make([]protoimpl.MessageInfo, 54)
 var file_wire_proto_goTypes = []any{
 	(*GetRootCARequest)(nil),             // 0: skep.wire.v1.GetRootCARequest
 	(*GetRootCAResponse)(nil),            // 1: skep.wire.v1.GetRootCAResponse
@@ -3522,26 +4173,34 @@ var file_wire_proto_goTypes = []any{
 	(*Assignments)(nil),                  // 23: skep.wire.v1.Assignments
 	(*NodeInfo)(nil),                     // 24: skep.wire.v1.NodeInfo
 	(*Template)(nil),                     // 25: skep.wire.v1.Template
-	(*Task)(nil),                         // 26: skep.wire.v1.Task
-	(*GenericResource)(nil),              // 27: skep.wire.v1.GenericResource
-	(*Tables)(nil),                       // 28: skep.wire.v1.Tables
-	(*PortKey)(nil),                      // 29: skep.wire.v1.PortKey
-	(*PortRow)(nil),                      // 30: skep.wire.v1.PortRow
-	(*Backend)(nil),                      // 31: skep.wire.v1.Backend
-	(*NodeRow)(nil),                      // 32: skep.wire.v1.NodeRow
-	(*Ask)(nil),                          // 33: skep.wire.v1.Ask
-	(*CheckPorts)(nil),                   // 34: skep.wire.v1.CheckPorts
-	(*OpenStream)(nil),                   // 35: skep.wire.v1.OpenStream
-	(*LogsRequest)(nil),                  // 36: skep.wire.v1.LogsRequest
-	(*Frame)(nil),                        // 37: skep.wire.v1.Frame
-	(*StreamOpen)(nil),                   // 38: skep.wire.v1.StreamOpen
-	(*StreamClose)(nil),                  // 39: skep.wire.v1.StreamClose
-	(*LogEntries)(nil),                   // 40: skep.wire.v1.LogEntries
-	(*LogEntry)(nil),                     // 41: skep.wire.v1.LogEntry
-	nil,                                  // 42: skep.wire.v1.NodeInfo.LabelsEntry
-	nil,                                  // 43: skep.wire.v1.Template.ServiceLabelsEntry
-	nil,                                  // 44: skep.wire.v1.Template.LogOptionsEntry
-	nil,                                  // 45: skep.wire.v1.LogEntry.AttrsEntry
+	(*NetAttach)(nil),                    // 26: skep.wire.v1.NetAttach
+	(*Task)(nil),                         // 27: skep.wire.v1.Task
+	(*TaskNet)(nil),                      // 28: skep.wire.v1.TaskNet
+	(*GenericResource)(nil),              // 29: skep.wire.v1.GenericResource
+	(*Tables)(nil),                       // 30: skep.wire.v1.Tables
+	(*PortKey)(nil),                      // 31: skep.wire.v1.PortKey
+	(*PortRow)(nil),                      // 32: skep.wire.v1.PortRow
+	(*Backend)(nil),                      // 33: skep.wire.v1.Backend
+	(*NodeRow)(nil),                      // 34: skep.wire.v1.NodeRow
+	(*NetTables)(nil),                    // 35: skep.wire.v1.NetTables
+	(*NetworkInfo)(nil),                  // 36: skep.wire.v1.NetworkInfo
+	(*EndpointRow)(nil),                  // 37: skep.wire.v1.EndpointRow
+	(*NetTaskRow)(nil),                   // 38: skep.wire.v1.NetTaskRow
+	(*Ask)(nil),                          // 39: skep.wire.v1.Ask
+	(*CheckPorts)(nil),                   // 40: skep.wire.v1.CheckPorts
+	(*OpenStream)(nil),                   // 41: skep.wire.v1.OpenStream
+	(*LogsRequest)(nil),                  // 42: skep.wire.v1.LogsRequest
+	(*Frame)(nil),                        // 43: skep.wire.v1.Frame
+	(*StreamOpen)(nil),                   // 44: skep.wire.v1.StreamOpen
+	(*StreamClose)(nil),                  // 45: skep.wire.v1.StreamClose
+	(*LogEntries)(nil),                   // 46: skep.wire.v1.LogEntries
+	(*LogEntry)(nil),                     // 47: skep.wire.v1.LogEntry
+	nil,                                  // 48: skep.wire.v1.NodeInfo.LabelsEntry
+	nil,                                  // 49: skep.wire.v1.Template.ServiceLabelsEntry
+	nil,                                  // 50: skep.wire.v1.Template.LogOptionsEntry
+	nil,                                  // 51: skep.wire.v1.NetAttach.OptionsEntry
+	nil,                                  // 52: skep.wire.v1.NetworkInfo.OptionsEntry
+	nil,                                  // 53: skep.wire.v1.LogEntry.AttrsEntry
 }
 var file_wire_proto_depIdxs = []int32{
 	7,  // 0: skep.wire.v1.FromAgent.hello:type_name -> skep.wire.v1.Hello
@@ -3563,8 +4222,8 @@ var file_wire_proto_depIdxs = []int32{
 	23, // 16: skep.wire.v1.ToAgent.assignments:type_name -> skep.wire.v1.Assignments
 	22, // 17: skep.wire.v1.ToAgent.reports_ack:type_name -> skep.wire.v1.ReportsAck
 	21, // 18: skep.wire.v1.ToAgent.beat:type_name -> skep.wire.v1.Beat
-	33, // 19: skep.wire.v1.ToAgent.ask:type_name -> skep.wire.v1.Ask
-	35, // 20: skep.wire.v1.ToAgent.open_stream:type_name -> skep.wire.v1.OpenStream
+	39, // 19: skep.wire.v1.ToAgent.ask:type_name -> skep.wire.v1.Ask
+	41, // 20: skep.wire.v1.ToAgent.open_stream:type_name -> skep.wire.v1.OpenStream
 	20, // 21: skep.wire.v1.ToAgent.managers:type_name -> skep.wire.v1.Managers
 	4,  // 22: skep.wire.v1.Welcome.at:type_name -> skep.wire.v1.Position
 	19, // 23: skep.wire.v1.Welcome.managers:type_name -> skep.wire.v1.Manager
@@ -3572,46 +4231,56 @@ var file_wire_proto_depIdxs = []int32{
 	4,  // 25: skep.wire.v1.Beat.at:type_name -> skep.wire.v1.Position
 	4,  // 26: skep.wire.v1.Assignments.at:type_name -> skep.wire.v1.Position
 	25, // 27: skep.wire.v1.Assignments.templates:type_name -> skep.wire.v1.Template
-	26, // 28: skep.wire.v1.Assignments.tasks:type_name -> skep.wire.v1.Task
+	27, // 28: skep.wire.v1.Assignments.tasks:type_name -> skep.wire.v1.Task
 	5,  // 29: skep.wire.v1.Assignments.removed:type_name -> skep.wire.v1.TaskRef
 	24, // 30: skep.wire.v1.Assignments.node:type_name -> skep.wire.v1.NodeInfo
-	42, // 31: skep.wire.v1.NodeInfo.labels:type_name -> skep.wire.v1.NodeInfo.LabelsEntry
+	48, // 31: skep.wire.v1.NodeInfo.labels:type_name -> skep.wire.v1.NodeInfo.LabelsEntry
 	13, // 32: skep.wire.v1.Template.host_ports:type_name -> skep.wire.v1.PortConfig
-	43, // 33: skep.wire.v1.Template.service_labels:type_name -> skep.wire.v1.Template.ServiceLabelsEntry
-	44, // 34: skep.wire.v1.Template.log_options:type_name -> skep.wire.v1.Template.LogOptionsEntry
-	5,  // 35: skep.wire.v1.Task.ref:type_name -> skep.wire.v1.TaskRef
-	13, // 36: skep.wire.v1.Task.host_ports:type_name -> skep.wire.v1.PortConfig
-	27, // 37: skep.wire.v1.Task.generic:type_name -> skep.wire.v1.GenericResource
-	4,  // 38: skep.wire.v1.Tables.at:type_name -> skep.wire.v1.Position
-	30, // 39: skep.wire.v1.Tables.ports:type_name -> skep.wire.v1.PortRow
-	29, // 40: skep.wire.v1.Tables.ports_removed:type_name -> skep.wire.v1.PortKey
-	32, // 41: skep.wire.v1.Tables.nodes:type_name -> skep.wire.v1.NodeRow
-	29, // 42: skep.wire.v1.PortRow.key:type_name -> skep.wire.v1.PortKey
-	31, // 43: skep.wire.v1.PortRow.backends:type_name -> skep.wire.v1.Backend
-	5,  // 44: skep.wire.v1.Backend.task:type_name -> skep.wire.v1.TaskRef
-	34, // 45: skep.wire.v1.Ask.check_ports:type_name -> skep.wire.v1.CheckPorts
-	29, // 46: skep.wire.v1.CheckPorts.ports:type_name -> skep.wire.v1.PortKey
-	36, // 47: skep.wire.v1.OpenStream.logs:type_name -> skep.wire.v1.LogsRequest
-	5,  // 48: skep.wire.v1.LogsRequest.tasks:type_name -> skep.wire.v1.TaskRef
-	38, // 49: skep.wire.v1.Frame.open:type_name -> skep.wire.v1.StreamOpen
-	40, // 50: skep.wire.v1.Frame.log_entries:type_name -> skep.wire.v1.LogEntries
-	39, // 51: skep.wire.v1.Frame.close:type_name -> skep.wire.v1.StreamClose
-	41, // 52: skep.wire.v1.LogEntries.entries:type_name -> skep.wire.v1.LogEntry
-	5,  // 53: skep.wire.v1.LogEntry.task:type_name -> skep.wire.v1.TaskRef
-	45, // 54: skep.wire.v1.LogEntry.attrs:type_name -> skep.wire.v1.LogEntry.AttrsEntry
-	0,  // 55: skep.wire.v1.CA.GetRootCA:input_type -> skep.wire.v1.GetRootCARequest
-	2,  // 56: skep.wire.v1.CA.IssueNodeCertificate:input_type -> skep.wire.v1.IssueNodeCertificateRequest
-	6,  // 57: skep.wire.v1.Dispatch.Session:input_type -> skep.wire.v1.FromAgent
-	37, // 58: skep.wire.v1.Dispatch.Stream:input_type -> skep.wire.v1.Frame
-	1,  // 59: skep.wire.v1.CA.GetRootCA:output_type -> skep.wire.v1.GetRootCAResponse
-	3,  // 60: skep.wire.v1.CA.IssueNodeCertificate:output_type -> skep.wire.v1.IssueNodeCertificateResponse
-	17, // 61: skep.wire.v1.Dispatch.Session:output_type -> skep.wire.v1.ToAgent
-	37, // 62: skep.wire.v1.Dispatch.Stream:output_type -> skep.wire.v1.Frame
-	59, // [59:63] is the sub-list for method output_type
-	55, // [55:59] is the sub-list for method input_type
-	55, // [55:55] is the sub-list for extension type_name
-	55, // [55:55] is the sub-list for extension extendee
-	0,  // [0:55] is the sub-list for field type_name
+	49, // 33: skep.wire.v1.Template.service_labels:type_name -> skep.wire.v1.Template.ServiceLabelsEntry
+	50, // 34: skep.wire.v1.Template.log_options:type_name -> skep.wire.v1.Template.LogOptionsEntry
+	26, // 35: skep.wire.v1.Template.nets:type_name -> skep.wire.v1.NetAttach
+	51, // 36: skep.wire.v1.NetAttach.options:type_name -> skep.wire.v1.NetAttach.OptionsEntry
+	5,  // 37: skep.wire.v1.Task.ref:type_name -> skep.wire.v1.TaskRef
+	13, // 38: skep.wire.v1.Task.host_ports:type_name -> skep.wire.v1.PortConfig
+	29, // 39: skep.wire.v1.Task.generic:type_name -> skep.wire.v1.GenericResource
+	28, // 40: skep.wire.v1.Task.nets:type_name -> skep.wire.v1.TaskNet
+	4,  // 41: skep.wire.v1.Tables.at:type_name -> skep.wire.v1.Position
+	32, // 42: skep.wire.v1.Tables.ports:type_name -> skep.wire.v1.PortRow
+	31, // 43: skep.wire.v1.Tables.ports_removed:type_name -> skep.wire.v1.PortKey
+	34, // 44: skep.wire.v1.Tables.nodes:type_name -> skep.wire.v1.NodeRow
+	31, // 45: skep.wire.v1.PortRow.key:type_name -> skep.wire.v1.PortKey
+	33, // 46: skep.wire.v1.PortRow.backends:type_name -> skep.wire.v1.Backend
+	5,  // 47: skep.wire.v1.Backend.task:type_name -> skep.wire.v1.TaskRef
+	4,  // 48: skep.wire.v1.NetTables.at:type_name -> skep.wire.v1.Position
+	36, // 49: skep.wire.v1.NetTables.network:type_name -> skep.wire.v1.NetworkInfo
+	37, // 50: skep.wire.v1.NetTables.endpoints:type_name -> skep.wire.v1.EndpointRow
+	38, // 51: skep.wire.v1.NetTables.tasks:type_name -> skep.wire.v1.NetTaskRow
+	5,  // 52: skep.wire.v1.NetTables.tasks_removed:type_name -> skep.wire.v1.TaskRef
+	52, // 53: skep.wire.v1.NetworkInfo.options:type_name -> skep.wire.v1.NetworkInfo.OptionsEntry
+	5,  // 54: skep.wire.v1.NetTaskRow.task:type_name -> skep.wire.v1.TaskRef
+	40, // 55: skep.wire.v1.Ask.check_ports:type_name -> skep.wire.v1.CheckPorts
+	31, // 56: skep.wire.v1.CheckPorts.ports:type_name -> skep.wire.v1.PortKey
+	42, // 57: skep.wire.v1.OpenStream.logs:type_name -> skep.wire.v1.LogsRequest
+	5,  // 58: skep.wire.v1.LogsRequest.tasks:type_name -> skep.wire.v1.TaskRef
+	44, // 59: skep.wire.v1.Frame.open:type_name -> skep.wire.v1.StreamOpen
+	46, // 60: skep.wire.v1.Frame.log_entries:type_name -> skep.wire.v1.LogEntries
+	45, // 61: skep.wire.v1.Frame.close:type_name -> skep.wire.v1.StreamClose
+	47, // 62: skep.wire.v1.LogEntries.entries:type_name -> skep.wire.v1.LogEntry
+	5,  // 63: skep.wire.v1.LogEntry.task:type_name -> skep.wire.v1.TaskRef
+	53, // 64: skep.wire.v1.LogEntry.attrs:type_name -> skep.wire.v1.LogEntry.AttrsEntry
+	0,  // 65: skep.wire.v1.CA.GetRootCA:input_type -> skep.wire.v1.GetRootCARequest
+	2,  // 66: skep.wire.v1.CA.IssueNodeCertificate:input_type -> skep.wire.v1.IssueNodeCertificateRequest
+	6,  // 67: skep.wire.v1.Dispatch.Session:input_type -> skep.wire.v1.FromAgent
+	43, // 68: skep.wire.v1.Dispatch.Stream:input_type -> skep.wire.v1.Frame
+	1,  // 69: skep.wire.v1.CA.GetRootCA:output_type -> skep.wire.v1.GetRootCAResponse
+	3,  // 70: skep.wire.v1.CA.IssueNodeCertificate:output_type -> skep.wire.v1.IssueNodeCertificateResponse
+	17, // 71: skep.wire.v1.Dispatch.Session:output_type -> skep.wire.v1.ToAgent
+	43, // 72: skep.wire.v1.Dispatch.Stream:output_type -> skep.wire.v1.Frame
+	69, // [69:73] is the sub-list for method output_type
+	65, // [65:69] is the sub-list for method input_type
+	65, // [65:65] is the sub-list for extension type_name
+	65, // [65:65] is the sub-list for extension extendee
+	0,  // [0:65] is the sub-list for field type_name
 }
 
 func init() { file_wire_proto_init() }
@@ -3639,14 +4308,15 @@ func file_wire_proto_init() {
 		(*ToAgent_Ask)(nil),
 		(*ToAgent_OpenStream)(nil),
 		(*ToAgent_Managers)(nil),
+		(*ToAgent_NetTables)(nil),
 	}
-	file_wire_proto_msgTypes[33].OneofWrappers = []any{
+	file_wire_proto_msgTypes[39].OneofWrappers = []any{
 		(*Ask_CheckPorts)(nil),
 	}
-	file_wire_proto_msgTypes[35].OneofWrappers = []any{
+	file_wire_proto_msgTypes[41].OneofWrappers = []any{
 		(*OpenStream_Logs)(nil),
 	}
-	file_wire_proto_msgTypes[37].OneofWrappers = []any{
+	file_wire_proto_msgTypes[43].OneofWrappers = []any{
 		(*Frame_Open)(nil),
 		(*Frame_LogEntries)(nil),
 		(*Frame_Data)(nil),
@@ -3658,7 +4328,7 @@ func file_wire_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_wire_proto_rawDesc), len(file_wire_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   46,
+			NumMessages:   54,
 			NumExtensions: 0,
 			NumServices:   2,
 		},
