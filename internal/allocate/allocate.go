@@ -151,24 +151,12 @@ func (a *allocator) host(id model.NodeID) *host {
 		return nil
 	}
 	h := &host{node: n, blocks: n.Blocks}
-	var last *model.Task
-	for t := range a.snap.TasksOnNode(id) {
-		if !t.Gateway4.IsValid() {
-			continue
-		}
-		if last == nil || t.PlaceVer > last.PlaceVer || t.PlaceVer == last.PlaceVer && placedAfter(t, last) {
-			last = t
-		}
-	}
-	if last != nil {
-		h.next = last.Gateway4.Next()
+	if last, ok := a.snap.LastAddr(id); ok {
+		h.next = last.Next()
 	}
 	a.hosts[id] = h
 	return h
 }
-
-// placedAfter orders the placements of one batch: they were made in the order of addresses.
-func placedAfter(t, o *model.Task) bool { return t.Gateway4.Compare(o.Gateway4) > 0 }
 
 // take gives a node's next free address, from a new block when the old ones are full.
 func (a *allocator) take(h *host) (netip.Addr, error) {

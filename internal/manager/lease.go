@@ -55,16 +55,18 @@ func (n *nodeStates) event(e leaseEvent) {
 	delete(n.deadline, e.node)
 }
 
-// expire turns nodes that were not heard of for a whole lease into nodes that are down.
-func (n *nodeStates) expire(now time.Time) {
+// expire turns nodes that were not heard of for a whole lease into nodes that are down, and returns them.
+func (n *nodeStates) expire(now time.Time) (down []model.NodeID) {
 	if now.Before(n.first) {
-		return
+		return nil
 	}
 	for id, at := range n.deadline {
 		if !now.Before(at) {
 			n.event(leaseEvent{node: id, message: "heartbeat failure: node was not heard of since this manager began to lead"})
+			down = append(down, id)
 		}
 	}
+	return down
 }
 
 // next is when expire has something to do, zero for never.
@@ -77,11 +79,14 @@ func (n *nodeStates) next() (at time.Time) {
 	return at
 }
 
-// txns are the changes that make the state say what was seen.
-func (n *nodeStates) txns(s *state.Snapshot) []model.Txn {
+// txns are the changes that make the state say what was seen of these nodes.
+func (n *nodeStates) txns(s *state.Snapshot, ids []model.NodeID) []model.Txn {
 	var out []model.Txn
-	for node := range s.Nodes() {
-		e, ok := n.seen[node.ID]
+	for _, id := range ids {
+		node, e, ok := s.Node(id), leaseEvent{}, false
+		if node != nil {
+			e, ok = n.seen[id]
+		}
 		if !ok {
 			continue
 		}
@@ -93,8 +98,8 @@ func (n *nodeStates) txns(s *state.Snapshot) []model.Txn {
 			continue
 		}
 		out = append(out, model.Txn{
-			Guards:  []model.Guard{{Key: model.NodeKey(node.ID), Group: model.GroupStatus, Version: node.StateVer}},
-			Changes: []model.Change{{SetNodeState: &model.NodeStateSet{Node: node.ID, State: want, Message: e.message, Addr: e.addr}}},
+			Guards:  []model.Guard{{Key: model.NodeKey(id), Group: model.GroupStatus, Version: node.StateVer}},
+			Changes: []model.Change{{SetNodeState: &model.NodeStateSet{Node: id, State: want, Message: e.message, Addr: e.addr}}},
 		})
 	}
 	return out

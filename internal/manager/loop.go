@@ -119,7 +119,7 @@ func (m *Manager) lead(ctx context.Context, l raftlog.Leadership) error {
 				}
 			}
 		case e := <-m.leases:
-			p.nodes.event(e)
+			p.event(e)
 		case <-wake.C:
 		}
 		wake.Stop()

@@ -58,12 +58,17 @@ func (p *Planner) Applied(a replica.Applied) { p.dirty.applied(a) }
 
 // NodeUp and NodeDown take in what node sessions saw.
 func (p *Planner) NodeUp(node model.NodeID, addr string) {
-	p.nodes.event(leaseEvent{node: node, up: true, addr: addr})
+	p.event(leaseEvent{node: node, up: true, addr: addr})
 }
 
 // NodeDown says that a node's lease ran out.
 func (p *Planner) NodeDown(node model.NodeID, message string) {
-	p.nodes.event(leaseEvent{node: node, message: message})
+	p.event(leaseEvent{node: node, message: message})
+}
+
+func (p *Planner) event(e leaseEvent) {
+	p.nodes.event(e)
+	p.dirty.nodes[e.node] = struct{}{}
 }
 
 // settled reports whether a whole lease has passed, so that silence of a node means something.
@@ -92,14 +97,19 @@ func (p *Planner) Wait(wall model.Time, clock time.Time) time.Duration {
 // could not be proposed, Failed ends the pass.
 func (p *Planner) Plan(snap *state.Snapshot, wall model.Time, clock time.Time) []*model.Batch {
 	now := max(snap.Time(), wall)
-	p.nodes.expire(clock)
+	for _, id := range p.nodes.expire(clock) {
+		p.dirty.nodes[id] = struct{}{}
+	}
 	if !p.heard && p.settled(clock) {
 		// From now on nodes that are down count as down, those of the last leader's time too.
 		p.heard = true
 		p.dirty.everything(snap)
 	}
-	txns := p.nodes.txns(snap)
+	p.tookNodes = slices.Sorted(maps.Keys(p.dirty.nodes))
+	clear(p.dirty.nodes)
+	txns := p.nodes.txns(snap, p.tookNodes)
 	txns = append(txns, p.blocks(snap)...)
+	p.observe(snap, now)
 	p.tookServices = p.dirty.take(now)
 	txns = append(txns, p.plan(snap, p.tookServices, now, clock)...)
 	var out []*model.Batch
@@ -147,7 +157,6 @@ func (p *Planner) Took(b *model.Batch, out *model.Outcome) {
 func (p *Planner) blocks(snap *state.Snapshot) []model.Txn {
 	var out []model.Txn
 	work := snap
-	p.tookNodes = slices.Sorted(maps.Keys(p.dirty.nodes))
 	for _, id := range p.tookNodes {
 		if n := snap.Node(id); n == nil || len(n.Blocks) > 0 {
 			continue
@@ -162,13 +171,12 @@ func (p *Planner) blocks(snap *state.Snapshot) []model.Txn {
 			out = append(out, txn)
 		}
 	}
-	clear(p.dirty.nodes)
 	return out
 }
 
 // plan runs the deciders over the services on one working copy.
 func (p *Planner) plan(snap *state.Snapshot, ids []model.ServiceID, now model.Time, clock time.Time) []model.Txn {
-	w := &work{cache: &p.cache, snap: snap, now: now, base: snap, obs: p.observe(snap, now, clock),
+	w := &work{cache: &p.cache, snap: snap, now: now, base: snap, obs: orchestrate.Obs{Settled: p.settled(clock), Down: p.downAt},
 		plans: map[model.ServiceID]*plan{}, next: map[model.ServiceID]model.Time{}, waiting: map[model.ServiceID]bool{}, settled: map[model.ServiceID]bool{}}
 	todo := ids
 	for range maxRounds {
@@ -202,18 +210,18 @@ func (p *Planner) plan(snap *state.Snapshot, ids []model.ServiceID, now model.Ti
 	return out
 }
 
-// observe is what this leader sees that the state does not hold.
-func (p *Planner) observe(snap *state.Snapshot, now model.Time, clock time.Time) orchestrate.Obs {
-	for n := range snap.Nodes() {
-		if e, ok := p.nodes.seen[n.ID]; ok && !e.up {
-			if _, known := p.downAt[n.ID]; !known {
-				p.downAt[n.ID] = now
+// observe keeps what this leader sees that the state does not hold: since when nodes are down. Only nodes of which
+// something was heard, or that were changed, are looked at: passes are frequent and nodes are many.
+func (p *Planner) observe(snap *state.Snapshot, now model.Time) {
+	for _, id := range p.tookNodes {
+		if e, ok := p.nodes.seen[id]; ok && !e.up && snap.Node(id) != nil {
+			if _, known := p.downAt[id]; !known {
+				p.downAt[id] = now
 			}
 		} else {
-			delete(p.downAt, n.ID)
+			delete(p.downAt, id)
 		}
 	}
-	return orchestrate.Obs{Settled: p.settled(clock), Down: p.downAt}
 }
 
 // work is the working copy of one pass.

@@ -27,8 +27,12 @@ type failure struct {
 	template model.TemplateID
 }
 
+// size makes room for n nodes.
 func (c *counts) size(n int) {
-	c.tasks, c.failures = make([]int32, n), make([]int32, n)
+	c.clear()
+	if len(c.tasks) != n {
+		c.tasks, c.failures = make([]int32, n), make([]int32, n)
+	}
 }
 
 func (c *counts) add(i int, k int32) {

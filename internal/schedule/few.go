@@ -120,5 +120,5 @@ func (c *columns) staticFit(n *need) set {
 
 // takes asks the filters whose answer changes with every task that is placed.
 func (c *columns) takes(n *need, i int) bool {
-	return c.room(n, nil, i) > 0 && (len(n.ports) == 0 || c.portsFree(n, i))
+	return c.room(n, nil, i, 1) > 0 && (len(n.ports) == 0 || c.portsFree(n, i))
 }

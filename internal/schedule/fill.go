@@ -17,56 +17,79 @@ type vessel struct {
 	room    int32
 }
 
-// fill pours k tasks and returns how many each vessel got. The result is that of k single
+// filler pours tasks. It keeps its arrays from one filling to the next; the zero value is ready.
+type filler struct {
+	got         []int32
+	order, edge []int
+}
+
+// fill pours k tasks and returns how many each vessel got, until the next call. The result is that of k single
 // choices of the vessel that is least by (penalty, have, total, order), found without
 // making them: the level to which all rise by search, the rest by selection.
-func fill(vs []vessel, k int) []int32 {
-	got := make([]int32, len(vs))
-	order := make([]int, len(vs))
-	for i := range order {
-		order[i] = i
+func (f *filler) fill(vs []vessel, k int) []int32 {
+	f.got, f.order = slices.Grow(f.got[:0], len(vs))[:len(vs)], f.order[:0]
+	clear(f.got)
+	alike := true
+	for i := range vs {
+		f.order = append(f.order, i)
+		alike = alike && vs[i].penalty == vs[0].penalty
 	}
-	slices.SortStableFunc(order, func(a, b int) int { return cmp.Compare(vs[a].penalty, vs[b].penalty) })
-	for len(order) > 0 && k > 0 {
+	if !alike {
+		slices.SortStableFunc(f.order, func(a, b int) int { return cmp.Compare(vs[a].penalty, vs[b].penalty) })
+	}
+	for order := f.order; len(order) > 0 && k > 0; {
 		n := 1
 		for n < len(order) && vs[order[n]].penalty == vs[order[0]].penalty {
 			n++
 		}
-		k -= fillLevel(vs, order[:n], got, k)
+		k -= f.fillLevel(vs, order[:n], k)
 		order = order[n:]
 	}
-	return got
+	return f.got
 }
 
-// fillLevel fills vessels of one penalty and returns how many tasks they took.
-func fillLevel(vs []vessel, idx []int, got []int32, k int) int {
-	poured := func(level int64) (sum int64) {
-		for _, i := range idx {
-			sum += min(max(level-int64(vs[i].have), 0), int64(vs[i].room))
-		}
-		return sum
+// poured is how many tasks the vessels take up to a level.
+func poured(vs []vessel, idx []int, level int64) (sum int64) {
+	for _, i := range idx {
+		sum += min(max(level-int64(vs[i].have), 0), int64(vs[i].room))
 	}
-	lo, hi := int64(vs[idx[0]].have), int64(0)
+	return sum
+}
+
+// level is the highest level that takes no more than k tasks, or any above when there is room for no more than k.
+func level(vs []vessel, idx []int, k int) int64 {
+	lo, highest := int64(vs[idx[0]].have), int64(0)
 	for _, i := range idx {
 		lo = min(lo, int64(vs[i].have))
-		hi = max(hi, int64(vs[i].have))
+		highest = max(highest, int64(vs[i].have))
 	}
-	// The highest level that takes no more than k lies in [lo, hi): nothing fits below lo, and
-	// above the highest vessel plus k there is more than k, unless all are full.
-	hi += int64(k) + 1
-	if full := poured(hi); full <= int64(k) {
-		lo = hi
+	// It lies in [lo, hi): nothing fits below lo, and above the highest vessel plus k there is more than k, unless all
+	// are full. The steps grow, because few tasks for many vessels do not rise far.
+	hi := highest + int64(k) + 1
+	for step := int64(1); ; step *= 2 {
+		at := min(lo+step, hi)
+		if poured(vs, idx, at) > int64(k) {
+			hi = at
+			break
+		}
+		if lo = at; at == hi {
+			return hi
+		}
 	}
 	for lo+1 < hi {
-		mid := (lo + hi) / 2
-		if poured(mid) <= int64(k) {
+		if mid := (lo + hi) / 2; poured(vs, idx, mid) <= int64(k) {
 			lo = mid
 		} else {
 			hi = mid
 		}
 	}
-	taken := 0
-	var edge []int
+	return lo
+}
+
+// fillLevel fills vessels of one penalty and returns how many tasks they took.
+func (f *filler) fillLevel(vs []vessel, idx []int, k int) int {
+	got, lo, taken := f.got, level(vs, idx, k), 0
+	edge := f.edge[:0]
 	for _, i := range idx {
 		got[i] = int32(min(max(lo-int64(vs[i].have), 0), int64(vs[i].room)))
 		taken += int(got[i])
@@ -74,6 +97,7 @@ func fillLevel(vs []vessel, idx []int, got []int32, k int) int {
 			edge = append(edge, i)
 		}
 	}
+	f.edge = edge
 	rest := min(k-taken, len(edge))
 	selectLeast(edge, rest, func(a, b int) bool {
 		ta, tb := vs[a].total+got[a], vs[b].total+got[b]
@@ -85,9 +109,16 @@ func fillLevel(vs []vessel, idx []int, got []int32, k int) int {
 	return taken + rest
 }
 
+// fewLeast is up to how many elements are selected by keeping the least ones in order.
+const fewLeast = 16
+
 // selectLeast moves the k least elements to the front, in any order (quickselect; the middle
 // element as pivot, so that sorted input, the usual one, costs no more).
 func selectLeast(s []int, k int, less func(a, b int) bool) {
+	if k <= fewLeast {
+		selectFew(s, k, less)
+		return
+	}
 	lo, hi := 0, len(s)
 	for hi-lo > 1 && k > lo && k < hi {
 		mid := lo + (hi-lo)/2
@@ -108,18 +139,35 @@ func selectLeast(s []int, k int, less func(a, b int) bool) {
 	}
 }
 
+// selectFew is selectLeast for a small k: most elements are only compared with the last of those kept.
+func selectFew(s []int, k int, less func(a, b int) bool) {
+	for i := 0; k > 0 && i < len(s); i++ {
+		if i >= k {
+			if !less(s[i], s[k-1]) {
+				continue
+			}
+			s[i], s[k-1] = s[k-1], s[i]
+		}
+		for j := min(i, k-1); j > 0 && less(s[j], s[j-1]); j-- {
+			s[j], s[j-1] = s[j-1], s[j]
+		}
+	}
+}
+
 // spread shares k tasks out over the nodes that fit: evenly over the values of the first
 // preference's label, within each over the next one's, within the last over nodes. What a branch has
 // are the tasks on all its nodes, those too that are full or do not fit.
 func (p *planner) spread(n *need, fit set, k int) []int32 {
-	placed := make([]int32, len(p.nodes.nodes))
-	p.spreadOver(n, p.nodes.branches(n.spread), fit, k, placed)
-	return placed
+	n.most = int32(min(k, 1<<30)) + 1
+	p.placed = slices.Grow(p.placed[:0], len(p.nodes.nodes))[:len(p.nodes.nodes)]
+	clear(p.placed)
+	p.spreadOver(n, p.nodes.branches(n.spread), fit, k)
+	return p.placed
 }
 
-func (p *planner) spreadOver(n *need, b *branch, fit set, k int, placed []int32) {
+func (p *planner) spreadOver(n *need, b *branch, fit set, k int) {
 	if len(b.kids) == 0 {
-		p.spreadNodes(n, b.rows, fit, k, placed)
+		p.spreadNodes(n, b.rows, fit, k)
 		return
 	}
 	vs := make([]vessel, len(b.kids))
@@ -128,29 +176,30 @@ func (p *planner) spreadOver(n *need, b *branch, fit set, k int, placed []int32)
 		for _, i := range kid.rows {
 			vs[j].have += p.have.tasks[i]
 			vs[j].total += p.nodes.total[i]
-			if fit.has(i) {
-				room += int64(p.nodes.room(n, &p.have, i))
+			if room < int64(n.most) && fit.has(i) {
+				room += int64(p.nodes.room(n, &p.have, i, n.most))
 			}
 		}
 		vs[j].room = int32(min(room, 1<<30))
 	}
-	for j, got := range fill(vs, k) {
+	for j, got := range new(filler).fill(vs, k) {
 		if got > 0 {
-			p.spreadOver(n, b.kids[j], fit, int(got), placed)
+			p.spreadOver(n, b.kids[j], fit, int(got))
 		}
 	}
 }
 
-func (p *planner) spreadNodes(n *need, among []int, fit set, k int, placed []int32) {
-	vs, rows := make([]vessel, 0, len(among)), make([]int, 0, len(among))
+func (p *planner) spreadNodes(n *need, among []int, fit set, k int) {
+	vs, rows := p.vessels[:0], p.among[:0]
 	for _, i := range among {
 		if fit.has(i) {
-			vs = append(vs, vessel{p.have.penalty(i), p.have.tasks[i], p.nodes.total[i], p.nodes.room(n, &p.have, i)})
+			vs = append(vs, vessel{p.have.penalty(i), p.have.tasks[i], p.nodes.total[i], p.nodes.room(n, &p.have, i, n.most)})
 			rows = append(rows, i)
 		}
 	}
-	for j, got := range fill(vs, k) {
-		placed[rows[j]] = got
+	p.vessels, p.among = vs, rows
+	for j, got := range p.filler.fill(vs, k) {
+		p.placed[rows[j]] = got
 	}
 }
 

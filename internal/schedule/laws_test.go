@@ -181,7 +181,7 @@ func randomGeneric(r *rand.Rand) (out []swarm.GenericResource) {
 // one places a service's tasks one by one with a reference that looks at every node each time.
 func one(c *cluster, id model.ServiceID) {
 	for t := range c.snap.Tasks(id) {
-		nodes := newColumns(c.snap)
+		nodes := columnsAfter(c.snap, nil)
 		var have counts
 		have.size(len(nodes.nodes))
 		have.load(c.snap, nodes, id, testTime) // of a fresh one, nothing to clear

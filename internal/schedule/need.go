@@ -18,6 +18,7 @@ type need struct {
 	generic     []model.Generic // counted ones, each kind once
 	maxReplicas int32           // 0 is any number
 	spread      []string        // label descriptors, outermost first
+	most        int32           // more room than this on a node makes no difference: one more than there are tasks
 	err         string          // why the group cannot be placed whatever the nodes are
 }
 

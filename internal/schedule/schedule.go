@@ -53,11 +53,12 @@ func PlanNew(snap *state.Snapshot, services []model.ServiceID, fresh map[model.S
 // changed, which they do in a log's snapshots. The zero value is ready. Not safe for concurrent use.
 type Cache struct {
 	last *columns
+	desk
 }
 
 // PlanNew is the function of that name, in less time.
 func (c *Cache) PlanNew(snap *state.Snapshot, services []model.ServiceID, fresh map[model.ServiceID][]*model.TasksPut, now model.Time) Result {
-	p := &planner{snap: snap, now: now, fresh: fresh, kept: c.last}
+	p := &planner{snap: snap, now: now, fresh: fresh, kept: c.last, desk: &c.desk}
 	for _, id := range services {
 		p.service(id)
 	}
@@ -74,9 +75,18 @@ type planner struct {
 	fresh   map[model.ServiceID][]*model.TasksPut
 	kept    *columns // of an earlier pass; may be nil
 	nodes   *columns // made when the first task needs a node
-	have    counts
 	txns    []model.Txn
 	waiting []model.ServiceID
+	*desk
+}
+
+// desk is what a planner works on, kept for its memory: these arrays have a row for each node.
+type desk struct {
+	have    counts
+	placed  []int32 // how many of a group each node gets
+	vessels []vessel
+	among   []int // the rows of the vessels
+	filler  filler
 }
 
 // group is a set of tasks that any filter and score treats alike.

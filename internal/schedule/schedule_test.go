@@ -221,7 +221,7 @@ func TestUnconstrainedSpreadDiffersByOne(t *testing.T) {
 		for i := range vs {
 			vs[i] = vessel{total: int32(rapid.IntRange(0, 50).Draw(rt, "total")), room: 1 << 30}
 		}
-		got := fill(vs, k)
+		got := new(filler).fill(vs, k)
 		if slices.Max(got)-slices.Min(got) > 1 {
 			rt.Errorf("%v", got)
 		}
@@ -237,7 +237,7 @@ func TestFillEqualsGreedy(t *testing.T) {
 		for i := range vs {
 			vs[i] = vessel{penalty: 5 * draw("penalty", 2), have: draw("have", 8), total: draw("total", 9), room: draw("room", 9)}
 		}
-		got, want := fill(slices.Clone(vs), k), greedy(vs, k)
+		got, want := new(filler).fill(slices.Clone(vs), k), greedy(vs, k)
 		if !slices.Equal(got, want) {
 			rt.Errorf("%v of %+v: got %v, want %v", k, vs, got, want)
 		}

@@ -38,8 +38,8 @@ func (w *writer) putTasks(c *model.TasksPut) error {
 	}
 	w.claimPlaces(c, order, claims)
 	w.touched = slices.Grow(w.touched, len(c.Tasks))
-	last, _ := w.s.tasks.Max()
-	atEnd := last == nil || last.ID.Service < c.Service || last.ID.Service == c.Service && last.ID.Num < c.First
+	last, some := w.s.tasks.Max()
+	atEnd := !some || last.id.Less(model.TaskID{Service: c.Service, Num: c.First})
 	var hint btree.PathHint
 	var room []model.Task
 	for i := range c.Tasks {
@@ -50,9 +50,9 @@ func (w *writer) putTasks(c *model.TasksPut) error {
 		room = room[1:]
 		w.fill(t, c, i)
 		if atEnd {
-			w.s.tasks.Load(t)
+			w.s.tasks.Load(at(t))
 		} else {
-			w.s.tasks.SetHint(t, &hint)
+			w.s.tasks.SetHint(at(t), &hint)
 		}
 		w.touch(model.TaskKey(t.ID))
 	}
@@ -105,9 +105,6 @@ func (w *writer) checkPlaces(c *model.TasksPut, order []int32) ([]nodeClaim, err
 		}
 		load := &claims[len(claims)-1].load
 		sh.generic = t.Generic
-		if err := ownAddress(n, t.Gateway4); err != nil {
-			return nil, err
-		}
 		if err := load.fits(n, &sh); err != nil {
 			return nil, err
 		}
@@ -150,9 +147,15 @@ func (w *writer) claimAddrs(c *model.TasksPut, order []int32) error {
 func (w *writer) claimPlaces(c *model.TasksPut, order []int32, claims []nodeClaim) {
 	var hint btree.PathHint
 	for _, i := range order {
-		if node := c.Tasks[i].Node; node != 0 {
-			w.s.onNode.SetHint(nodeTask{node, model.TaskID{Service: c.Service, Num: c.First + uint64(i)}}, &hint)
+		t := &c.Tasks[i]
+		if t.Node == 0 {
+			continue
 		}
+		k := nodeTask{node: t.Node, task: model.TaskID{Service: c.Service, Num: c.First + uint64(i)}, placeVer: w.stamp(1)}
+		if t.Gateway4.IsValid() {
+			k.addr = addrKey(t.Gateway4)
+		}
+		w.s.onNode.SetHint(k, &hint)
 	}
 	for i := range claims {
 		w.s.loads.Set(claims[i].node, claims[i].load)

@@ -241,11 +241,11 @@ func (s *Snapshot) decodeObjects(dec *cbor.Decoder, h *header) error {
 
 // restoreTask books what a stored task holds, without asking whether it may: it held it.
 func (s *Snapshot) restoreTask(t *model.Task, w *writer) {
-	s.tasks.Set(t)
+	s.tasks.Load(at(t))
 	if t.Node == 0 {
 		return
 	}
-	s.onNode.Set(nodeTask{t.Node, t.ID})
+	s.onNode.Set(onNode(t))
 	if !placed(t) {
 		return
 	}

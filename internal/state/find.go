@@ -48,7 +48,7 @@ func (s *Snapshot) FindTask(ref string) (*model.Task, error) {
 	return find(s, model.KindTask, id, func(k model.Key) *model.Task { return s.Task(k.Task()) },
 		func() []*model.Task { return nil },
 		func(yield func(model.Key) bool) {
-			s.tasks.Scan(func(t *model.Task) bool { return yield(model.TaskKey(t.ID)) })
+			s.tasks.Scan(func(k taskAt) bool { return yield(model.TaskKey(k.id)) })
 		})
 }
 

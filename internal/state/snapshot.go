@@ -23,9 +23,30 @@ type portKey struct {
 	port  uint32
 }
 
+// taskAt is a task beside its number: the number is compared where it lies in the tree, or every step of a search would
+// wait for another task's memory.
+type taskAt struct {
+	id   model.TaskID
+	task *model.Task
+}
+
+func at(t *model.Task) taskAt { return taskAt{t.ID, t} }
+
+// nodeTask lists a task on its node, by node and number. What it was given there lies beside it, so that the address
+// that was given last is found without going to the tasks.
 type nodeTask struct {
-	node model.NodeID
-	task model.TaskID
+	node     model.NodeID
+	task     model.TaskID
+	addr     uint32 // gateway address, 0 for none
+	placeVer uint64
+}
+
+func onNode(t *model.Task) nodeTask {
+	k := nodeTask{node: t.Node, task: t.ID, placeVer: t.PlaceVer}
+	if t.Gateway4.IsValid() {
+		k.addr = addrKey(t.Gateway4)
+	}
+	return k
 }
 
 type svcTemplate struct {
@@ -56,7 +77,7 @@ type data struct {
 	nodes    *btree.Map[model.NodeID, *model.Node]
 	services *btree.Map[model.ServiceID, *model.Service]
 	names    *btree.Map[string, model.ServiceID]
-	tasks    *btree.BTreeG[*model.Task]
+	tasks    *btree.BTreeG[taskAt]
 	onNode   *btree.BTreeG[nodeTask]
 	temps    *btree.Map[model.TemplateID, *model.Template]
 	svcTemps *btree.BTreeG[svcTemplate]
@@ -89,7 +110,7 @@ func New() *Snapshot {
 		nodes:    new(btree.Map[model.NodeID, *model.Node]),
 		services: new(btree.Map[model.ServiceID, *model.Service]),
 		names:    new(btree.Map[string, model.ServiceID]),
-		tasks:    btree.NewBTreeGOptions(func(a, b *model.Task) bool { return a.ID.Less(b.ID) }, o),
+		tasks:    btree.NewBTreeGOptions(func(a, b taskAt) bool { return a.id.Less(b.id) }, o),
 		onNode: btree.NewBTreeGOptions(func(a, b nodeTask) bool {
 			if a.node != b.node {
 				return a.node < b.node
@@ -166,8 +187,8 @@ func (s *Snapshot) ServiceByName(name string) *model.Service {
 }
 
 func (s *Snapshot) Task(id model.TaskID) *model.Task {
-	v, _ := s.tasks.Get(&model.Task{ID: id})
-	return v
+	v, _ := s.tasks.Get(taskAt{id: id})
+	return v.task
 }
 
 func (s *Snapshot) Template(id model.TemplateID) *model.Template {
@@ -250,14 +271,16 @@ func (s *Snapshot) Images() iter.Seq[*model.Image] {
 
 // AllTasks goes over every task, by service and number.
 func (s *Snapshot) AllTasks() iter.Seq[*model.Task] {
-	return func(yield func(*model.Task) bool) { s.tasks.Scan(yield) }
+	return func(yield func(*model.Task) bool) {
+		s.tasks.Scan(func(k taskAt) bool { return yield(k.task) })
+	}
 }
 
 // Tasks goes over one service's tasks, oldest first; the service itself may be gone.
 func (s *Snapshot) Tasks(svc model.ServiceID) iter.Seq[*model.Task] {
 	return func(yield func(*model.Task) bool) {
-		s.tasks.Ascend(&model.Task{ID: model.TaskID{Service: svc}}, func(t *model.Task) bool {
-			return t.ID.Service == svc && yield(t)
+		s.tasks.Ascend(taskAt{id: model.TaskID{Service: svc}}, func(k taskAt) bool {
+			return k.id.Service == svc && yield(k.task)
 		})
 	}
 }
@@ -275,11 +298,32 @@ func (s *Snapshot) TasksOnNode(node model.NodeID) iter.Seq[*model.Task] {
 	}
 }
 
+// LastAddr is the gateway address (IPv4) that was given last on a node, of those whose tasks are still listed there;
+// of one batch it is the highest. ok is false when there is none.
+func (s *Snapshot) LastAddr(node model.NodeID) (last netip.Addr, ok bool) {
+	var of nodeTask
+	s.onNode.Ascend(nodeTask{node: node}, func(k nodeTask) bool {
+		if k.node != node {
+			return false
+		}
+		if k.addr != 0 && (k.placeVer > of.placeVer || k.placeVer == of.placeVer && k.addr > of.addr) {
+			of = k
+		}
+		return true
+	})
+	if of.addr == 0 {
+		return netip.Addr{}, false
+	}
+	var b [4]byte
+	binary.BigEndian.PutUint32(b[:], of.addr)
+	return netip.AddrFrom4(b), true
+}
+
 // NextServiceWithTasks is the lowest service number ≥ from that has tasks, so that services
 // that are gone but not yet cleaned up can be found; ok is false at the end.
 func (s *Snapshot) NextServiceWithTasks(from model.ServiceID) (id model.ServiceID, ok bool) {
-	s.tasks.Ascend(&model.Task{ID: model.TaskID{Service: from}}, func(t *model.Task) bool {
-		id, ok = t.ID.Service, true
+	s.tasks.Ascend(taskAt{id: model.TaskID{Service: from}}, func(k taskAt) bool {
+		id, ok = k.id.Service, true
 		return false
 	})
 	return id, ok

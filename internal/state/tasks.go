@@ -22,9 +22,9 @@ func (w *writer) putTask(c *model.Task) error {
 		return err
 	}
 	if t.Node != 0 {
-		w.s.onNode.Set(nodeTask{t.Node, t.ID})
+		w.s.onNode.Set(onNode(&t))
 	}
-	w.s.tasks.Set(&t)
+	w.s.tasks.Set(at(&t))
 	n := *v
 	n.LastTask = t.ID.Num
 	w.s.services.Set(n.ID, &n)
@@ -46,7 +46,7 @@ func (w *writer) editTask(id model.TaskID, f func(*model.Task) error) error {
 	if placed(old) && !placed(&t) {
 		w.releasePlace(old)
 	}
-	w.s.tasks.Set(&t)
+	w.s.tasks.Set(at(&t))
 	w.touch(model.TaskKey(id))
 	return nil
 }
@@ -97,9 +97,6 @@ func (w *writer) claimPlace(t *model.Task) error {
 	if err := load.fits(n, &sh); err != nil {
 		return err
 	}
-	if err := ownAddress(n, t.Gateway4); err != nil {
-		return err
-	}
 	if t.Gateway4.IsValid() {
 		if w.s.AddrInUse(t.Gateway4) {
 			return model.Stalef("address %s is in use", t.Gateway4)
@@ -108,7 +105,7 @@ func (w *writer) claimPlace(t *model.Task) error {
 	}
 	load.add(&sh)
 	w.s.loads.Set(t.Node, load)
-	w.s.onNode.Set(nodeTask{t.Node, t.ID})
+	w.s.onNode.Set(onNode(t))
 	return nil
 }
 
@@ -144,9 +141,9 @@ func (w *writer) deleteTask(id model.TaskID) error {
 	if placed(t) {
 		w.releasePlace(t)
 	}
-	w.s.tasks.Delete(t)
+	w.s.tasks.Delete(at(t))
 	if t.Node != 0 {
-		w.s.onNode.Delete(nodeTask{t.Node, id})
+		w.s.onNode.Delete(onNode(t))
 	}
 	w.touch(model.TaskKey(id))
 	if next, ok := w.s.NextServiceWithTasks(id.Service); w.s.Service(id.Service) == nil && (!ok || next != id.Service) {
