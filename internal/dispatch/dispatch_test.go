@@ -98,7 +98,8 @@ func newCluster(t testing.TB, nodes int) *cluster {
 	c.apply(model.Change{PutCluster: &model.Cluster{IDKey: [16]byte{1}, Incarnation: 1, FeatureLevel: 1, Spec: spec, CACert: ca.CertPEM(), CAKey: key,
 		WorkerSecret: secret, ManagerSecret: "1234567890123456789012345", GatewayPool: netip.MustParsePrefix("10.128.0.0/16")}})
 	for i := range nodes {
-		n := model.Node{ID: model.NodeID(i + 1), Spec: swarm.NodeSpec{Role: swarm.NodeRoleWorker, Availability: swarm.NodeAvailabilityActive}}
+		n := model.Node{ID: model.NodeID(i + 1), Spec: swarm.NodeSpec{Role: swarm.NodeRoleWorker, Availability: swarm.NodeAvailabilityActive},
+			Blocks: []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 128, byte(i + 1)}), 24)}}
 		if i == 0 {
 			n.ManagerAddr = "127.0.0.1:2377"
 		}

@@ -176,7 +176,7 @@ func (f *fake) fill(id model.ServiceID, slot uint32) {
 	tid := model.TaskID{Service: id, Num: svc.LastTask + 1}
 	node := f.Local().Node
 	f.change(model.Change{PutTask: &model.Task{ID: tid, Slot: slot, Template: svc.Template, Desired: model.StateRunning, State: model.StateNew}})
-	addr := netip.AddrFrom4([4]byte{172, byte(20 + id), byte(tid.Num >> 8), byte(tid.Num)})
+	addr := netip.AddrFrom4([4]byte{172, 20 + byte(node), byte(id), byte(tid.Num)})
 	f.change(model.Change{SetTaskPlace: &model.TaskPlaceSet{Task: tid, Node: node, Gateway4: addr}})
 	f.report(tid, model.StateRunning, uint32(4000+100*uint64(id)+tid.Num))
 	for i, text := range []string{"hello from slot %d\n", "ready, slot %d\n"} {
@@ -222,6 +222,7 @@ func (f *fake) InitSwarm(_ context.Context, req swarm.InitRequest) (string, erro
 func (f *fake) addNode(host string, role swarm.NodeRole, addr string) {
 	id := f.snap.LastNode() + 1
 	n := &model.Node{ID: id, Spec: swarm.NodeSpec{Role: role, Availability: swarm.NodeAvailabilityActive}, State: swarm.NodeStateReady, Addr: addr,
+		Blocks: []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{172, 20 + byte(id)}), 16)},
 		Description: swarm.NodeDescription{Hostname: host, Platform: swarm.Platform{OS: "linux", Architecture: "x86_64"},
 			Resources: swarm.Resources{NanoCPUs: 2e9, MemoryBytes: 8 << 30}, Engine: swarm.EngineDescription{EngineVersion: "28.2.2"}}}
 	if role == swarm.NodeRoleManager {

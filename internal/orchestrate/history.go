@@ -30,8 +30,8 @@ func historyLimit(snap *state.Snapshot) int {
 }
 
 // forget deletes a slot's oldest tasks beyond the limit, and what was scaled away. Not deleted are:
-// live tasks, those that have not ended, the last one of a finished slot (it holds the
-// slot), what the rollout in progress counts by, and recent failures.
+// live tasks, those that have not ended, the last one of a slot (it may hold a finished slot, and knows
+// how often it was restarted), what the rollout in progress counts by, and recent failures.
 func (p *planner) forget(s *slot, r *rollout) {
 	if s.busy || len(s.tasks) == 1 {
 		return
@@ -50,7 +50,7 @@ func (p *planner) forget(s *slot, r *rollout) {
 			over--
 			continue
 		}
-		if over <= 0 || t == s.newest && s.finished || !ended(t) {
+		if over <= 0 || t == s.newest || !ended(t) {
 			continue
 		}
 		if step != nil && (t == step || i+1 < len(s.tasks) && s.tasks[i+1] == step) {

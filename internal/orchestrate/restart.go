@@ -50,8 +50,13 @@ func (r restartPolicy) again(t *model.Task) bool {
 			return false
 		}
 	}
+	return !r.exhausted(t)
+}
+
+// exhausted reports whether the attempts are used up with t.
+func (r restartPolicy) exhausted(t *model.Task) bool {
 	if r.maxAttempts == 0 {
-		return true
+		return false
 	}
 	counted := len(t.Restarts)
 	if r.window > 0 {
@@ -64,7 +69,7 @@ func (r restartPolicy) again(t *model.Task) bool {
 			}
 		}
 	}
-	return counted < r.maxAttempts
+	return counted >= r.maxAttempts
 }
 
 // record is the restart times that t's successor of the given template inherits. Failures of an old
@@ -125,7 +130,7 @@ func (p *planner) replace(s *slot, bad, good []*model.Task) bool {
 	}
 	if p.needsSuccessor(s, last, good) {
 		t := p.newTask(s, model.StateReady, p.restartAt(last))
-		t.Restarts = p.policy.record(last, p.svc.Template, p.now)
+		t.Restarts = p.policy.record(p.account(s, last), p.svc.Template, p.now)
 		changes = append(changes, put(t))
 	}
 	p.out.add(changes...)
@@ -149,7 +154,46 @@ func (p *planner) needsSuccessor(s *slot, last *model.Task, good []*model.Task) 
 			return false
 		}
 	}
-	return p.policy.again(last)
+	return p.again(s, last)
+}
+
+// account is the task whose restarts count when t gets a successor: t itself, or a newer one of the template in
+// force that the slot had while t stayed, because the slot starts first or t was to leave its node.
+func (p *planner) account(s *slot, t *model.Task) *model.Task {
+	n := s.newest
+	if n != nil && n.ID.Num > t.ID.Num && n.Template == p.svc.Template && n.CreatedAt >= p.inForce() {
+		return n
+	}
+	return t
+}
+
+// again reports whether the policy gives t a successor in its slot.
+func (p *planner) again(s *slot, t *model.Task) bool { return p.policy.again(p.account(s, t)) }
+
+// inForce is since when the template in force is, as far as the service's history goes back. Who brings it
+// back later gives it its attempts anew.
+func (p *planner) inForce() model.Time {
+	revs := p.svc.Revisions
+	i := len(revs) - 1
+	for i > 0 && revs[i-1].Template == p.svc.Template {
+		i--
+	}
+	return revs[i].At
+}
+
+// givenUp reports whether the policy allows no more attempts with the template in force, while an older task still
+// runs in the slot: no rollout tries again. One that did not end by itself but lost its node is tried again,
+// unless attempts are counted.
+func (p *planner) givenUp(s *slot) bool {
+	n, last := s.newest, s.live[len(s.live)-1]
+	if n == nil || n == last || p.account(s, last) != n || !ended(n) {
+		return false
+	}
+	switch n.State {
+	case model.StateComplete, model.StateFailed, model.StateRejected:
+		return !p.policy.again(n)
+	}
+	return p.policy.exhausted(n)
 }
 
 // restartAt is when the successor may start: after the delay, counted from the failure; at once
@@ -191,7 +235,10 @@ func (p *planner) handOver(s *slot, good []*model.Task) bool {
 			heir = t
 		}
 	}
-	if heir == nil || heir.State != model.StateRunning && p.config().order == swarm.UpdateOrderStartFirst {
+	if heir == nil {
+		return p.dropHeld(good)
+	}
+	if heir.State != model.StateRunning && p.config().order == swarm.UpdateOrderStartFirst {
 		return false
 	}
 	var changes []model.Change
@@ -202,6 +249,32 @@ func (p *planner) handOver(s *slot, good []*model.Task) bool {
 	}
 	p.out.add(changes...)
 	p.out.while(heir)
+	return true
+}
+
+// dropHeld stops tasks that are held back in a slot where another one is meant to run, when all of them are of
+// revisions that were overtaken: to let them go would make two of them, and the rollout replaces the slot anyway.
+func (p *planner) dropHeld(good []*model.Task) bool {
+	var runs *model.Task
+	for _, t := range good {
+		if t.Desired == model.StateRunning {
+			runs = t
+		}
+	}
+	if runs == nil {
+		return false
+	}
+	var changes []model.Change
+	for _, t := range good {
+		if t.Desired < model.StateRunning {
+			changes = append(changes, desire(t, model.StateShutdown))
+		}
+	}
+	if len(changes) == 0 {
+		return false
+	}
+	p.out.add(changes...)
+	p.out.while(runs)
 	return true
 }
 

@@ -58,6 +58,7 @@ type rollout struct {
 	steps    map[*slot]*model.Task // the task that the rollout put into a slot
 	dirty    []*slot               // still to do
 	flying   int                   // slots whose new task has not come up yet
+	waiting  int                   // slots whose old task failed by itself: the new one waits for the restart delay
 	resting  int                   // slots whose new task is up, within the delay
 	failed   []*model.Task         // new tasks that ended within the monitor window
 	rested   model.Time            // when the first of the resting has rested
@@ -92,7 +93,7 @@ func (p *planner) slotDirty(s *slot) bool {
 		fresh := p.svc.Update == nil || inProgress(p.svc.Update)
 		return s.finished && fresh && s.newest.Template != p.svc.Template
 	}
-	return !slices.ContainsFunc(s.live, func(t *model.Task) bool { return !p.dirty(t) })
+	return !slices.ContainsFunc(s.live, func(t *model.Task) bool { return !p.dirty(t) }) && !p.givenUp(s)
 }
 
 // step is the task by which the rollout in progress replaced what was in the slot: the first of the
@@ -122,7 +123,11 @@ func (r *rollout) judge(t *model.Task) {
 	if done == 0 && t.State.Terminal() {
 		done = t.StatusAt
 	}
-	if done == 0 {
+	switch {
+	case done == 0 && t.Desired < model.StateRunning && r.p.now < t.StartAt:
+		r.waiting++ // the restart policy's time, not the rollout's: other slots need not wait for it
+		return
+	case done == 0:
 		r.flying++
 		return
 	}
@@ -159,7 +164,7 @@ func (r *rollout) plan() {
 		r.react()
 	case len(r.dirty) > 0:
 		r.replaceSome()
-	case r.flying == 0:
+	case r.flying+r.waiting == 0:
 		r.finish()
 	}
 }
@@ -253,7 +258,14 @@ func (r *rollout) replace(s *slot) {
 	if stays != nil {
 		desired = model.StateRunning
 	}
-	p.out.add(append(changes, put(p.newTask(s, desired, p.now)))...)
+	t := p.newTask(s, desired, p.now)
+	if n := s.newest; n != nil && n.Template == t.Template && n.CreatedAt >= p.inForce() {
+		// That it has to move is no restart, and forgives none.
+		if t.Restarts = slices.Clone(n.Restarts); ended(n) {
+			t.Restarts = p.policy.record(n, t.Template, p.now)
+		}
+	}
+	p.out.add(append(changes, put(t))...)
 }
 
 // finish ends the rollout when the last new task has stood its time.

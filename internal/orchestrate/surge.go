@@ -32,7 +32,7 @@ func (p *planner) leaving(s *slot, t *model.Task) bool {
 	if !v.lost(p.svc) || v.node == nil || v.down || v.node.State == swarm.NodeStateDown {
 		return false
 	}
-	return p.drainOrder() != drainStopFirst && p.now < v.node.UpdatedAt+surgeLimit && p.policy.again(t)
+	return p.drainOrder() != drainStopFirst && p.now < v.node.UpdatedAt+surgeLimit && p.again(s, t)
 }
 
 // surge gives the tasks that leave a successor, and stops them when it is ready, or runs when the
@@ -42,6 +42,15 @@ func (p *planner) surge(s *slot, leaving, good []*model.Task) bool {
 		return false
 	}
 	last := leaving[len(leaving)-1]
+	if older := leaving[:len(leaving)-1]; len(older) > 0 {
+		// Their successor would be a third.
+		for _, t := range older {
+			p.out.add(desire(t, model.StateShutdown))
+			p.out.because(p.node(t.Node).node)
+		}
+		p.out.while(last)
+		return true
+	}
 	startFirst := p.drainOrder() == drainStartFirst || p.drainOrder() == "" && p.updateOrder() == swarm.UpdateOrderStartFirst
 	if len(good) == 0 {
 		if heir := s.live[len(s.live)-1]; heir != last && !p.leaving(s, heir) {
@@ -53,7 +62,7 @@ func (p *planner) surge(s *slot, leaving, good []*model.Task) bool {
 			desired = model.StateRunning
 		}
 		t := p.newTask(s, desired, p.now)
-		t.Restarts = p.policy.record(last, p.svc.Template, p.now)
+		t.Restarts = p.policy.record(p.account(s, last), p.svc.Template, p.now)
 		p.out.add(put(t))
 		p.out.because(p.node(last.Node).node)
 		return true

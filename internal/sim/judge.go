@@ -175,7 +175,7 @@ func (j *judge) place(s *step, t *model.Task) {
 	j.addrs[t.Gateway4] = t.ID
 	for o := range s.after.Nodes() {
 		for _, b := range o.Blocks {
-			if b.Contains(t.Gateway4) && o.ID != t.Node && !j.known(blockRefused, s.before.Node(o.ID) != nil && !owns(n, t.Gateway4)) {
+			if b.Contains(t.Gateway4) && o.ID != t.Node {
 				j.w.fail("law: an address comes from the node's own block: %s on node %d has %s of node %d", short(t.ID), t.Node, t.Gateway4, o.ID)
 			}
 		}

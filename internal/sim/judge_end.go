@@ -113,7 +113,7 @@ func (j *judge) service(s *state.Snapshot, svc *model.Service) string {
 			return fmt.Sprintf("%s is %s and desired %s", short(t.ID), t.State, t.Desired)
 		default:
 			slots[slotOf(t)] = true
-			if t.Template != svc.Template && !paused(svc.Update) {
+			if t.Template != svc.Template && !paused(svc.Update) && !attempted(s, svc, t) {
 				old = fmt.Sprintf("%s is of template %d, in force is %d", short(t.ID), t.Template, svc.Template)
 			}
 		}
@@ -146,6 +146,21 @@ func (j *judge) service(s *state.Snapshot, svc *model.Service) string {
 		}
 	}
 	return ""
+}
+
+// attempted reports whether the restart policy may have given up what was to replace a task.
+func attempted(s *state.Snapshot, svc *model.Service, t *model.Task) bool {
+	var heir *model.Task
+	for o := range s.Tasks(svc.ID) {
+		if slotOf(o) == slotOf(t) && o.ID.Num > t.ID.Num && o.Template == svc.Template {
+			heir = o
+		}
+	}
+	if heir == nil || wanted(heir) || !mayFinish(svc) {
+		return false
+	}
+	byItself := heir.State == model.StateFailed || heir.State == model.StateRejected || heir.State == model.StateComplete
+	return byItself || svc.Spec().TaskTemplate.RestartPolicy.MaxAttempts != nil
 }
 
 // mayFinish reports whether the restart policy may leave a slot without a task.

@@ -53,7 +53,7 @@ func (j *judge) slots(s *step, id model.ServiceID) {
 	}
 	before, after := countWanted(s.before, id), countWanted(s.after, id)
 	for k, n := range after {
-		if n > allowed && n > before[k] && !j.known(heldOvertaken, overtaken(s, svc, k)) && !j.known(surgeThird, n > 2 && thirdBeside(s, svc, k)) {
+		if n > allowed && n > before[k] {
 			j.w.fail("law: a slot has at most %d task that is desired running: slot %d (node %d) of service %d has %d", allowed, k.num, k.node, id, n)
 			return
 		}
@@ -104,7 +104,7 @@ func (j *judge) attempts(s *step) {
 				prev = o
 			}
 		}
-		if prev == nil || prev.Template != t.Template || prev.JobIteration != t.JobIteration || j.known(olderStays, olderLive(s, prev)) {
+		if prev == nil || prev.Template != t.Template || prev.JobIteration != t.JobIteration || prev.CreatedAt < inForce(svc) {
 			continue
 		}
 		chain := append(append([]model.Time(nil), j.chain[prev.ID]...), s.after.Time())
@@ -128,14 +128,13 @@ func (j *judge) attempts(s *step) {
 	}
 }
 
-// olderLive reports whether an older task than prev was still wanted in its slot.
-func olderLive(s *step, prev *model.Task) bool {
-	for o := range s.before.Tasks(prev.ID.Service) {
-		if slotOf(o) == slotOf(prev) && o.ID.Num < prev.ID.Num && o.Desired <= model.StateRunning {
-			return true
-		}
+// inForce is since when a service's template is in force: who brings an old one back gives it its attempts anew.
+func inForce(svc *model.Service) model.Time {
+	since := svc.Current().At
+	for i := len(svc.Revisions) - 2; i >= 0 && svc.Revisions[i].Template == svc.Template; i-- {
+		since = svc.Revisions[i].At
 	}
-	return false
+	return since
 }
 
 // parallelism judges that a rollout has no more slots under way than it may.

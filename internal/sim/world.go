@@ -35,8 +35,6 @@ type Options struct {
 	Mutation Mutation
 	// Trace gets every event as a line when it is not nil.
 	Trace io.Writer
-	// strict are known gaps that count as failures all the same.
-	strict map[gap]bool
 	// script replaces users and nemesis by a story of its own.
 	script func(*world)
 	// config replaces what the seed would draw.

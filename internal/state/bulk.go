@@ -105,6 +105,9 @@ func (w *writer) checkPlaces(c *model.TasksPut, order []int32) ([]nodeClaim, err
 		}
 		load := &claims[len(claims)-1].load
 		sh.generic = t.Generic
+		if err := ownAddress(n, t.Gateway4); err != nil {
+			return nil, err
+		}
 		if err := load.fits(n, &sh); err != nil {
 			return nil, err
 		}

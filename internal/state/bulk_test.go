@@ -14,7 +14,10 @@ import (
 func TestManyTasksAreMadeAlikeOrNotAtAll(t *testing.T) {
 	s := New()
 	node := func(id model.NodeID) model.Change {
-		n := &model.Node{ID: id}
+		n := &model.Node{ID: id, Blocks: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/28")}}
+		if id == 2 {
+			n.Blocks = []netip.Prefix{netip.MustParsePrefix("10.0.0.16/28")}
+		}
 		n.Description.Resources = swarm.Resources{MemoryBytes: 3 << 20}
 		return model.Change{PutNode: n}
 	}
@@ -40,10 +43,10 @@ func TestManyTasksAreMadeAlikeOrNotAtAll(t *testing.T) {
 	addr := func(i byte) netip.Addr { return netip.AddrFrom4([4]byte{10, 0, 0, i}) }
 	bulk := func() *model.TasksPut {
 		return &model.TasksPut{Service: 1, Template: 1, First: 1, Desired: model.StateRunning, Base: 5, Texts: []string{"", "here", "no room"}, Tasks: []model.TaskNew{
-			{Slot: 1, State: model.StateAssigned, Message: 1, Node: 2, Gateway4: addr(3)},
+			{Slot: 1, State: model.StateAssigned, Message: 1, Node: 2, Gateway4: addr(19)},
 			{Slot: 2, State: model.StatePending, Err: 2},
 			{Slot: 3, State: model.StateAssigned, Message: 1, Node: 1, Gateway4: addr(2)},
-			{Slot: 4, State: model.StateAssigned, Message: 1, Node: 2, Gateway4: addr(4)},
+			{Slot: 4, State: model.StateAssigned, Message: 1, Node: 2, Gateway4: addr(20)},
 		}}
 	}
 	var singly []model.Change
@@ -56,7 +59,7 @@ func TestManyTasksAreMadeAlikeOrNotAtAll(t *testing.T) {
 	if out1.Results[0] != nil || outN.Results[0] != nil || len(out1.Touched) != len(outN.Touched) {
 		t.Fatalf("%v, %v", out1.Results[0], outN.Results[0])
 	}
-	if !bytes.Equal(encoded(t, one), encoded(t, many)) || many.Load(2).MemoryBytes != 2<<20 || !many.AddrInUse(addr(4)) {
+	if !bytes.Equal(encoded(t, one), encoded(t, many)) || many.Load(2).MemoryBytes != 2<<20 || !many.AddrInUse(addr(20)) {
 		t.Error("the bulk change makes another state")
 	}
 	onNode := 0
@@ -67,11 +70,12 @@ func TestManyTasksAreMadeAlikeOrNotAtAll(t *testing.T) {
 		t.Errorf("%d tasks on node 2", onNode)
 	}
 	for name, spoil := range map[string]func(*model.TasksPut){
-		"address twice": func(c *model.TasksPut) { c.Tasks[3].Gateway4 = addr(3) },
+		"address twice": func(c *model.TasksPut) { c.Tasks[3].Gateway4 = addr(19) },
 		"too much memory": func(c *model.TasksPut) {
 			c.Tasks = append(c.Tasks, c.Tasks[3], c.Tasks[3])
-			c.Tasks[4].Gateway4, c.Tasks[5].Gateway4 = addr(8), addr(9)
+			c.Tasks[4].Gateway4, c.Tasks[5].Gateway4 = addr(21), addr(22)
 		},
+		"foreign address":   func(c *model.TasksPut) { c.Tasks[3].Gateway4 = addr(3) },
 		"no such node":      func(c *model.TasksPut) { c.Tasks[3].Node = 7 },
 		"node changed":      func(c *model.TasksPut) { c.Base = 4 },
 		"no such text":      func(c *model.TasksPut) { c.Tasks[0].Message = 3 },
@@ -84,7 +88,7 @@ func TestManyTasksAreMadeAlikeOrNotAtAll(t *testing.T) {
 		spoil(c)
 		after, out := s.Apply(6, batch(model.Change{PutTasks: c}))
 		empty, _ := s.Apply(6, batch())
-		if out.Results[0] == nil || !bytes.Equal(encoded(t, after), encoded(t, empty)) || after.AddrInUse(addr(2)) || after.AddrInUse(addr(3)) || after.Load(2).Tasks != 0 {
+		if out.Results[0] == nil || !bytes.Equal(encoded(t, after), encoded(t, empty)) || after.AddrInUse(addr(2)) || after.AddrInUse(addr(19)) || after.Load(2).Tasks != 0 {
 			t.Errorf("%s: %v", name, out.Results[0])
 		}
 	}

@@ -1,6 +1,9 @@
 package state
 
 import (
+	"net/netip"
+	"slices"
+
 	"github.com/skep-swarm/skep/internal/model"
 )
 
@@ -87,6 +90,9 @@ func (w *writer) putNode(c *model.Node) error {
 	if w.s.nodes.Len() >= maxClusterNodes {
 		return model.Errorf(model.Exhausted, "the swarm has %d nodes, the most it can hold", maxClusterNodes)
 	}
+	if err := w.checkBlocks(c.ID, c.Blocks); err != nil {
+		return err
+	}
 	n := *c
 	n.CreatedAt, n.UpdatedAt = w.now, w.now
 	n.SpecVersion, n.DescVersion, n.StateVer = w.stamp(1), w.stamp(1), w.stamp(1)
@@ -138,18 +144,38 @@ func (w *writer) setNodeState(c *model.NodeStateSet) error {
 	})
 }
 
-func (w *writer) setNodeBlocks(c *model.NodeBlocksSet) error {
+// checkBlocks refuses address blocks for a node that overlap another node's.
+func (w *writer) checkBlocks(node model.NodeID, blocks []netip.Prefix) error {
+	if len(blocks) == 0 {
+		return nil
+	}
 	for other := range w.s.Nodes() {
-		if other.ID == c.Node {
+		if other.ID == node {
 			continue
 		}
 		for _, have := range other.Blocks {
-			for _, want := range c.Blocks {
+			for _, want := range blocks {
 				if have.Overlaps(want) {
 					return model.Conflictf("gateway block %s belongs to node %s", want, other.Hostname())
 				}
 			}
 		}
+	}
+	return nil
+}
+
+// ownAddress refuses a gateway address that is not of the node's own blocks: the block that the planner thought
+// of may have been refused.
+func ownAddress(n *model.Node, addr netip.Addr) error {
+	if !addr.IsValid() || slices.ContainsFunc(n.Blocks, func(b netip.Prefix) bool { return b.Contains(addr) }) {
+		return nil
+	}
+	return model.Stalef("address %s is not of node %s", addr, n.Hostname())
+}
+
+func (w *writer) setNodeBlocks(c *model.NodeBlocksSet) error {
+	if err := w.checkBlocks(c.Node, c.Blocks); err != nil {
+		return err
 	}
 	return w.editNode(c.Node, func(n *model.Node) error {
 		n.Blocks = c.Blocks

@@ -22,7 +22,7 @@ type log struct {
 func newLog(t testing.TB) *log {
 	l := &log{t: t, s: New()}
 	l.must(model.Change{PutCluster: &model.Cluster{IDKey: [16]byte{1}}})
-	l.must(model.Change{PutNode: &model.Node{ID: 1, Description: swarm.NodeDescription{Hostname: "one", Resources: swarm.Resources{NanoCPUs: 4e9, MemoryBytes: 1 << 30}}}})
+	l.must(model.Change{PutNode: &model.Node{ID: 1, Blocks: []netip.Prefix{netip.MustParsePrefix("10.255.1.0/24")}, Description: swarm.NodeDescription{Hostname: "one", Resources: swarm.Resources{NanoCPUs: 4e9, MemoryBytes: 1 << 30}}}})
 	return l
 }
 
@@ -154,6 +154,33 @@ func TestPortsAndAddressesAreGivenOnce(t *testing.T) {
 	}
 }
 
+// TestAddressesAreOfTheNodesOwnBlocks: a block belongs to one node, however it gets it, and a node gives only
+// addresses of its blocks, one task at a time or many.
+func TestAddressesAreOfTheNodesOwnBlocks(t *testing.T) {
+	l := newLog(t)
+	l.must(l.service(1, "web", `{}`))
+	block := func(s string) []netip.Prefix { return []netip.Prefix{netip.MustParsePrefix(s)} }
+	refused := func(kind model.ErrKind, c model.Change) {
+		t.Helper()
+		if err := l.apply(model.Txn{Changes: []model.Change{c}})[0]; model.KindOf(err) != kind {
+			t.Errorf("want %v: %v", kind, err)
+		}
+	}
+	refused(model.Conflict, model.Change{PutNode: &model.Node{ID: 2, Blocks: block("10.255.0.0/16")}})
+	refused(model.Conflict, model.Change{PutNode: &model.Node{ID: 2, Blocks: block("10.255.1.128/28")}})
+	l.must(model.Change{PutNode: &model.Node{ID: 2, Blocks: block("10.255.2.0/24")}})
+	refused(model.Conflict, model.Change{SetNodeBlocks: &model.NodeBlocksSet{Node: 2, Blocks: block("10.255.1.0/24")}})
+
+	foreign := netip.MustParseAddr("10.255.2.2")
+	id := model.TaskID{Service: 1, Num: 1}
+	refused(model.Stale, model.Change{PutTask: &model.Task{ID: id, Template: 1, Node: 1, State: model.StateAssigned, Gateway4: foreign}})
+	refused(model.Stale, model.Change{PutTasks: &model.TasksPut{Service: 1, Template: 1, First: 1, Texts: []string{""},
+		Tasks: []model.TaskNew{{Node: 1, State: model.StateAssigned, Gateway4: foreign}}}})
+	l.must(model.Change{PutTask: &model.Task{ID: id, Template: 1}})
+	refused(model.Stale, model.Change{SetTaskPlace: &model.TaskPlaceSet{Task: id, Node: 1, Gateway4: foreign}})
+	l.must(model.Change{SetTaskPlace: &model.TaskPlaceSet{Task: id, Node: 2, Gateway4: foreign}})
+}
+
 func TestReportsOnlyMoveForward(t *testing.T) {
 	l := newLog(t)
 	id := model.TaskID{Service: 1, Num: 1}
@@ -236,7 +263,7 @@ func randomBatch(t *rapid.T, s *Snapshot, i int) *model.Batch {
 	b.ID[0] = byte(rapid.IntRange(0, 255).Draw(t, "id"))
 	if i == 0 {
 		b.Txns = []model.Txn{{Changes: []model.Change{{PutCluster: &model.Cluster{IDKey: [16]byte{1}}},
-			{PutNode: &model.Node{ID: 1, Description: swarm.NodeDescription{Resources: swarm.Resources{NanoCPUs: 1e9, MemoryBytes: 1 << 20}}}}}}}
+			{PutNode: &model.Node{ID: 1, Blocks: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/24")}, Description: swarm.NodeDescription{Resources: swarm.Resources{NanoCPUs: 1e9, MemoryBytes: 1 << 20}}}}}}}
 		return b
 	}
 	svc := model.ServiceID(rapid.Uint64Range(1, 5).Draw(t, "service"))

@@ -97,6 +97,9 @@ func (w *writer) claimPlace(t *model.Task) error {
 	if err := load.fits(n, &sh); err != nil {
 		return err
 	}
+	if err := ownAddress(n, t.Gateway4); err != nil {
+		return err
+	}
 	if t.Gateway4.IsValid() {
 		if w.s.AddrInUse(t.Gateway4) {
 			return model.Stalef("address %s is in use", t.Gateway4)

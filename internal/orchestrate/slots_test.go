@@ -1,0 +1,345 @@
+package orchestrate_test
+
+import (
+	"math/rand/v2"
+	"testing"
+	"time"
+
+	"github.com/moby/moby/api/types/swarm"
+	"github.com/skep-swarm/skep/internal/model"
+)
+
+// startFirst makes a service that starts first, goes on after failures, and restarts a task so often at once.
+func startFirst(attempts uint64) func(*swarm.ServiceSpec) {
+	return func(s *swarm.ServiceSpec) {
+		delay := time.Duration(0)
+		s.TaskTemplate.RestartPolicy = &swarm.RestartPolicy{Delay: &delay, MaxAttempts: &attempts}
+		s.UpdateConfig = &swarm.UpdateConfig{Parallelism: 1, Order: swarm.UpdateOrderStartFirst, FailureAction: swarm.UpdateFailureActionContinue}
+	}
+}
+
+// failing lets every task of an image fail that is meant to run, until the swarm rests; it returns how many did.
+func (w *world) failing(id model.ServiceID, image string) (n int) {
+	w.t.Helper()
+	for range 200 {
+		before := n
+		w.plan()
+		for _, t := range w.live(id) {
+			if tpl := w.snap.Template(t.Template); t.Desired == model.StateRunning && !t.State.Terminal() && t.State >= model.StateAssigned && tpl.Task.Typed.ContainerSpec.Image == image {
+				w.report(t, model.StateFailed)
+				n++
+			}
+		}
+		w.obey()
+		w.plan()
+		if n == before && w.planned == 0 {
+			if w.next == 0 || w.now+model.Time(10*time.Minute) < w.next {
+				return n
+			}
+			w.now = w.next
+		}
+	}
+	w.t.Fatal("the slot is tried again without end")
+	return n
+}
+
+// TestAttemptsCountWhileAnOlderTaskStays: the restarts of a slot are remembered while an older task stays in it, in a
+// rollout that starts first and on a node that is drained.
+func TestAttemptsCountWhileAnOlderTaskStays(t *testing.T) {
+	const attempts = 3
+	w := newWorld(t, 2)
+	id := w.service(0, startFirst(attempts))
+	w.settle()
+	old := w.running(id)[0]
+	w.image(id, "bad")
+	if n := w.failing(id, "bad"); n != 1+attempts {
+		t.Errorf("%d tasks failed, wanted are the first and %d restarts", n, attempts)
+	}
+	if r := w.running(id); len(r) != 1 || r[0].ID != old.ID {
+		t.Errorf("the old task does not run on: %v", r)
+	}
+	if u := w.snap.Service(id).Update; u.State != swarm.UpdateStateCompleted {
+		t.Errorf("%+v", u)
+	}
+	w.image(id, "good")
+	w.settle()
+	if r := w.running(id); len(r) != 1 || r[0].ID == old.ID {
+		t.Errorf("another update does not replace it: %v", r)
+	}
+	// Who brings a template back gives it its attempts anew.
+	w.image(id, "bad")
+	if n := w.failing(id, "bad"); n != 1+attempts {
+		t.Errorf("the second time %d tasks failed", n)
+	}
+
+	w = newWorld(t, 3)
+	id = w.service(0, startFirst(attempts))
+	w.settle()
+	old = w.running(id)[0]
+	w.drain(old.Node)
+	failed := 0
+	for range 50 {
+		w.plan()
+		for _, x := range w.live(id) {
+			if x.Node != old.Node && x.Desired == model.StateRunning {
+				w.report(x, model.StateFailed)
+				failed++
+			}
+		}
+		w.obey()
+		w.now = max(w.now+second, w.next)
+	}
+	if failed != attempts {
+		t.Errorf("%d successors of a task on a drained node failed, wanted are %d restarts", failed, attempts)
+	}
+}
+
+// TestHistoryKeepsTheAttempts: however short the history is, it does not forget how often a slot was restarted.
+func TestHistoryKeepsTheAttempts(t *testing.T) {
+	w := newWorld(t, 1)
+	c := *w.snap.Cluster()
+	none := int64(0)
+	s := swarm.Spec{}
+	s.Orchestration.TaskHistoryRetentionLimit = &none
+	c.Spec = spec(t, s)
+	w.do(model.Change{PutCluster: &c})
+	id := w.service(0, startFirst(2))
+	w.settle()
+	w.image(id, "bad")
+	if n := w.failing(id, "bad"); n != 3 {
+		t.Errorf("%d tasks failed, wanted are the first and two restarts", n)
+	}
+}
+
+// TestHeldTaskIsNotLetGoBesideAnother: a drain is taken back, and a new revision overtakes the task that stays and
+// the one that was prepared.
+func TestHeldTaskIsNotLetGoBesideAnother(t *testing.T) {
+	w := newWorld(t, 2)
+	id := w.service(0, replicas(2))
+	w.service(id, func(s *swarm.ServiceSpec) { s.UpdateConfig = &swarm.UpdateConfig{Parallelism: 1, Monitor: time.Second} })
+	w.settle()
+	var on model.NodeID
+	for _, x := range w.live(id) {
+		on = x.Node // the second slot's: the rollout begins with the first
+	}
+	w.drain(on)
+	w.plan()
+	w.setNode(on, func(s *swarm.NodeSpec) { s.Availability = swarm.NodeAvailabilityActive })
+	w.image(id, "img:2")
+	for range 30 {
+		w.plan()
+		wants := map[uint32]int{}
+		for _, x := range w.live(id) {
+			if x.Desired == model.StateRunning && !x.State.Terminal() {
+				wants[x.Slot]++
+			}
+		}
+		for slot, n := range wants {
+			if n > 1 {
+				t.Fatalf("%d tasks are meant to run in slot %d", n, slot)
+			}
+		}
+		w.agentStep(seeded(1), 1<<30)
+		w.now += second
+	}
+	w.settle()
+	if n := w.countRunning(id); n != 2 {
+		t.Errorf("%d run", n)
+	}
+}
+
+// TestDrainedSlotThatStartsFirstHasNoThird: both tasks of a slot have to leave their nodes.
+func TestDrainedSlotThatStartsFirstHasNoThird(t *testing.T) {
+	w := newWorld(t, 4)
+	id := w.service(0, startFirst(0))
+	w.settle()
+	first := w.running(id)[0]
+	w.image(id, "img:2")
+	w.plan()
+	for _, x := range w.live(id) {
+		if x.ID != first.ID {
+			w.report(x, model.StateRunning)
+			w.drain(x.Node)
+		}
+	}
+	w.drain(first.Node)
+	w.image(id, "img:3") // both are overtaken now
+	for range 40 {
+		w.plan()
+		n := 0
+		for _, x := range w.live(id) {
+			if x.Desired == model.StateRunning && !x.State.Terminal() {
+				n++
+			}
+		}
+		if n > 2 || n == 0 {
+			t.Fatalf("%d tasks are meant to run in the slot", n)
+		}
+		w.agentStep(seeded(1), 1<<30)
+		w.now += second
+	}
+	w.settle()
+	if n := w.countRunning(id); n != 1 {
+		t.Errorf("%d run", n)
+	}
+}
+
+// TestRolloutDoesNotWaitForRestartDelays: old tasks that fail by themselves while a rollout is under way come back as
+// new ones after the restart delay; the other slots go on meanwhile, and the rollout ends when all have come up.
+func TestRolloutDoesNotWaitForRestartDelays(t *testing.T) {
+	for s := uint64(1); s <= 60; s++ {
+		r := seeded(s)
+		w := newWorld(t, 3)
+		n, fails := 2+r.IntN(7), 0
+		id := w.service(0, func(sp *swarm.ServiceSpec) {
+			replicas(uint64(n))(sp)
+			delay := time.Hour
+			sp.TaskTemplate.RestartPolicy = &swarm.RestartPolicy{Delay: &delay}
+			sp.UpdateConfig = &swarm.UpdateConfig{Parallelism: 1 + uint64(r.IntN(2)), Monitor: time.Second}
+		})
+		w.settle()
+		w.image(id, "img:2")
+		began := w.now
+		for w.now < began+model.Time(10*time.Minute) {
+			w.plan()
+			for _, x := range w.running(id) {
+				if x.Template != w.snap.Service(id).Template && x.Desired == model.StateRunning && fails < 2 && r.IntN(4) == 0 {
+					w.report(x, model.StateFailed)
+					fails++
+				}
+			}
+			w.obey()
+			w.now += second
+		}
+		waits := 0
+		for _, x := range w.live(id) {
+			if x.Template != w.snap.Service(id).Template {
+				t.Fatalf("seed %d: slot %d still waits for the update", s, x.Slot)
+			}
+			if x.Desired < model.StateRunning {
+				waits++
+			}
+		}
+		if waits != fails {
+			t.Fatalf("seed %d: %d tasks failed and %d wait for their restart", s, fails, waits)
+		}
+		if u := w.snap.Service(id).Update.State; (u == swarm.UpdateStateCompleted) != (waits == 0) {
+			t.Fatalf("seed %d: %s with %d tasks that have not come up", s, u, waits)
+		}
+		w.settle()
+		if u := w.snap.Service(id).Update; u.State != swarm.UpdateStateCompleted || w.countRunning(id) != n {
+			t.Fatalf("seed %d: %+v, %d of %d run", s, u, w.countRunning(id), n)
+		}
+	}
+}
+
+// TestFailureAfterARestartDelayCounts: a new task that comes up late, because the old one failed by itself, is
+// part of the rollout: when it fails the failure action follows.
+func TestFailureAfterARestartDelayCounts(t *testing.T) {
+	w := newWorld(t, 2)
+	id := w.service(0, func(s *swarm.ServiceSpec) {
+		replicas(2)(s)
+		delay := time.Minute
+		s.TaskTemplate.RestartPolicy = &swarm.RestartPolicy{Delay: &delay}
+		s.UpdateConfig = &swarm.UpdateConfig{Parallelism: 1, Monitor: 5 * time.Second, FailureAction: swarm.UpdateFailureActionPause}
+	})
+	w.settle()
+	w.image(id, "img:2")
+	w.plan() // the first slot is under way
+	second2 := w.live(id)[1]
+	w.report(second2, model.StateFailed)
+	for range 30 {
+		w.plan()
+		w.obey()
+		w.now += second
+	}
+	var late *model.Task
+	for _, x := range w.live(id) {
+		if x.Slot == second2.Slot {
+			late = x
+		}
+	}
+	if u := w.snap.Service(id).Update.State; u != swarm.UpdateStateUpdating || late.Desired != model.StateReady {
+		t.Fatalf("%s, the late task is desired %s", u, late.Desired)
+	}
+	w.now = late.StartAt
+	w.plan()
+	w.report(w.snap.Task(late.ID), model.StateFailed)
+	w.plan()
+	if u := w.snap.Service(id).Update; u.State != swarm.UpdateStatePaused {
+		t.Errorf("%+v", u)
+	}
+}
+
+// TestRolloutIsBoundedWhateverFails: of the slots that a rollout took from a task that ran, never more than its
+// parallelism are without a task that came up, whatever fails meanwhile; and each new task that fails counts once,
+// however often its slot is restarted.
+func TestRolloutIsBoundedWhateverFails(t *testing.T) {
+	for s := uint64(1); s <= 150; s++ {
+		r := seeded(s)
+		w := newWorld(t, 3)
+		n, par := 2+r.IntN(6), 1+r.IntN(3)
+		delay := time.Duration(r.IntN(30)) * time.Second
+		id := w.service(0, func(sp *swarm.ServiceSpec) {
+			replicas(uint64(n))(sp)
+			sp.TaskTemplate.RestartPolicy = &swarm.RestartPolicy{Delay: &delay}
+			sp.UpdateConfig = &swarm.UpdateConfig{Parallelism: uint64(par), Monitor: time.Second, MaxFailureRatio: .5,
+				Order: []swarm.UpdateOrder{swarm.UpdateOrderStopFirst, swarm.UpdateOrderStartFirst}[r.IntN(2)]}
+		})
+		w.settle()
+		w.image(id, "img:2")
+		took, failed := map[uint32]*model.Task{}, map[uint32]bool{}
+		for range 120 {
+			before := w.snap
+			ran := map[uint32]bool{}
+			for _, x := range w.live(id) {
+				ran[x.Slot] = ran[x.Slot] || x.State == model.StateRunning && x.Desired == model.StateRunning
+			}
+			w.plan()
+			for x := range w.snap.Tasks(id) {
+				if before.Task(x.ID) == nil && took[x.Slot] == nil && ran[x.Slot] && x.Template == w.snap.Service(id).Template {
+					took[x.Slot] = x
+				}
+			}
+			flying := 0
+			for slot, x := range took {
+				switch now := w.snap.Task(x.ID); {
+				case now == nil:
+				case now.State == model.StateFailed:
+					failed[slot] = now.RunningSince == 0 || now.StatusAt-now.RunningSince <= second
+				case now.RunningSince == 0:
+					flying++
+				}
+			}
+			if flying > par {
+				t.Fatalf("seed %d: %d slots under way, parallelism %d", s, flying, par)
+			}
+			early := 0
+			for _, is := range failed {
+				if is {
+					early++
+				}
+			}
+			u := w.snap.Service(id).Update
+			if paused := u.State == swarm.UpdateStatePaused; paused != (2*early > n) && u.State != swarm.UpdateStateCompleted {
+				t.Fatalf("seed %d: %s after %d of %d slots failed early", s, u.State, early, n)
+			}
+			if u.State != swarm.UpdateStateUpdating {
+				break
+			}
+			w.failNow(r, id)
+			w.now += model.Time(r.Int64N(int64(2 * time.Second)))
+		}
+	}
+}
+
+// failNow moves an agent, and lets now and then a new task fail.
+func (w *world) failNow(r *rand.Rand, id model.ServiceID) {
+	for _, x := range w.live(id) {
+		if x.Template == w.snap.Service(id).Template && x.State >= model.StateAssigned && !x.State.Terminal() && x.Desired == model.StateRunning && r.IntN(4) == 0 {
+			w.report(x, model.StateFailed)
+			return
+		}
+	}
+	w.agentStep(r, 1<<30)
+}
