@@ -15,6 +15,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/swarm"
 	"github.com/skep-swarm/skep/internal/keeper"
 	"github.com/skep-swarm/skep/internal/keeper/jsonlog"
@@ -116,6 +117,7 @@ type Agent struct {
 	cfg        Config
 	store      *store
 	slots      *semaphore.Weighted // first come, first served
+	probes     *semaphore.Weighted // health checks under way
 	rep        *reporter
 	net        *network
 	logs       jsonlog.Reader
@@ -176,7 +178,7 @@ func New(cfg Config) (*Agent, error) {
 	if err != nil {
 		return nil, err
 	}
-	a := &Agent{cfg: cfg, store: st, slots: semaphore.NewWeighted(int64(cfg.Parallel)),
+	a := &Agent{cfg: cfg, store: st, slots: semaphore.NewWeighted(int64(cfg.Parallel)), probes: semaphore.NewWeighted(maxProbes),
 		byID: map[model.TaskID]*task{}, templates: map[uint64]*template{}, knowing: make(chan struct{}),
 		streams: make(chan struct{}, maxStreams), redescribe: make(chan struct{}, 1)}
 	a.rep = newReporter(a)
@@ -249,6 +251,8 @@ type TaskInfo struct {
 	PID         uint32
 	ExitCode    int32
 	HostPorts   []swarm.PortConfig
+	// Health is what its health check says, nil without one.
+	Health *container.Health
 }
 
 // Tasks lists the node's tasks, in no order.

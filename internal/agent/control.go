@@ -10,6 +10,7 @@ import (
 
 	"github.com/moby/moby/api/types/swarm"
 	"github.com/skep-swarm/skep/internal/keeper"
+	"github.com/skep-swarm/skep/internal/model"
 	"github.com/skep-swarm/skep/internal/netplan"
 	"github.com/skep-swarm/skep/internal/runtime"
 	"github.com/skep-swarm/skep/internal/wire"
@@ -143,13 +144,58 @@ func (c *controller) Start(ctx context.Context) (int, error) {
 	return pid, err
 }
 
+// Healthy implements actions.
+func (c *controller) Healthy(ctx context.Context) (runtime.Exit, bool, error) {
+	rt, err := c.container()
+	if err != nil {
+		return runtime.Exit{}, false, err
+	}
+	h, err := c.health(ctx, rt)
+	if err != nil || h == nil {
+		return runtime.Exit{}, err == nil, err
+	}
+	c.t.setHealth(model.HealthStarting)
+	w, err := c.watch(ctx, rt, h, true)
+	return w.exit, w.up, err
+}
+
 // Wait implements actions.
 func (c *controller) Wait(ctx context.Context) (runtime.Exit, error) {
 	rt, err := c.container()
 	if err != nil {
 		return runtime.Exit{}, err
 	}
-	return rt.Wait(ctx)
+	h, err := c.health(ctx, rt)
+	if err != nil {
+		return runtime.Exit{}, err
+	}
+	if h == nil {
+		return rt.Wait(ctx)
+	}
+	w, err := c.watch(ctx, rt, h, false)
+	return w.exit, err
+}
+
+// health is the record of the container's checks, nil when it has none.
+func (c *controller) health(ctx context.Context, rt runtime.Controller) (*health, error) {
+	c.t.mu.Lock()
+	h, before := c.t.health, c.t.st.Health
+	if before == model.HealthNone && c.t.st.State == model.StateRunning {
+		before = model.HealthHealthy // the node lost its memory: a task with a check runs only when it was healthy
+	}
+	c.t.mu.Unlock()
+	if h != nil {
+		return h, nil
+	}
+	st, err := rt.Status(ctx)
+	if err != nil || st.Healthcheck == nil {
+		return nil, err
+	}
+	h = newHealth(st.Healthcheck, st.StartedAt, before)
+	c.t.mu.Lock()
+	c.t.health = h
+	c.t.mu.Unlock()
+	return h, nil
 }
 
 // Ended implements actions.

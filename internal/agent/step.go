@@ -18,6 +18,7 @@ type status struct {
 	PID       uint32             `cbor:"4,keyasint,omitempty"`
 	ExitCode  int32              `cbor:"5,keyasint,omitempty"`
 	HostPorts []swarm.PortConfig `cbor:"6,keyasint,omitempty"`
+	Health    model.Health       `cbor:"7,keyasint,omitempty"`
 }
 
 // actions are what the machine can do to a task. Each may be repeated, after a restart too.
@@ -26,7 +27,10 @@ type actions interface {
 	Prepare(ctx context.Context) ([]swarm.PortConfig, error)
 	// Start starts the process; an error of kind KindCommand carries the exit code of a shell.
 	Start(ctx context.Context) (pid int, err error)
-	// Wait returns when the process has ended.
+	// Healthy returns true when the task may be called running: at once without a health check. It returns false with
+	// the exit when the process ended before.
+	Healthy(ctx context.Context) (runtime.Exit, bool, error)
+	// Wait returns when the process has ended, be it for want of health.
 	Wait(ctx context.Context) (runtime.Exit, error)
 	// Ended tells how the process ended if it did so by itself.
 	Ended(ctx context.Context) (runtime.Exit, bool)
@@ -83,6 +87,15 @@ func step(ctx context.Context, st status, desired model.TaskState, prepared bool
 			return failedStart(ctx, st, err)
 		}
 		st.PID = uint32(pid)
+		exit, up, err := do.Healthy(ctx)
+		switch {
+		case errors.Is(err, runtime.ErrNotFound) && ctx.Err() == nil:
+			return gone(st), nil
+		case err != nil:
+			return st, err
+		case !up:
+			return ended(st, exit), nil
+		}
 		return st.to(model.StateRunning, "started"), nil
 	}
 	exit, err := do.Wait(ctx)
@@ -90,10 +103,14 @@ func step(ctx context.Context, st status, desired model.TaskState, prepared bool
 	case err == nil:
 		return ended(st, exit), nil
 	case errors.Is(err, runtime.ErrNotFound) && ctx.Err() == nil:
-		st.Err, st.PID = "the container is gone", 0
-		return st.to(model.StateFailed, "started"), nil
+		return gone(st), nil
 	}
 	return st, err
+}
+
+func gone(st status) status {
+	st.Err, st.PID = "the container is gone", 0
+	return st.to(model.StateFailed, "started")
 }
 
 func (st status) to(s model.TaskState, message string) status {

@@ -43,6 +43,13 @@ func (w *world) Start(context.Context) (int, error) {
 	return 7, nil
 }
 
+func (w *world) Healthy(context.Context) (runtime.Exit, bool, error) {
+	if err := w.did("healthy"); err != nil {
+		return runtime.Exit{}, false, err
+	}
+	return w.exit, !w.exited, nil
+}
+
 func (w *world) Wait(context.Context) (runtime.Exit, error) {
 	if err := w.did("wait"); err != nil {
 		return runtime.Exit{}, err
@@ -91,6 +98,12 @@ func TestStep(t *testing.T) {
 		{"start", model.StateStarting, run, true, world{}, model.StateRunning, "", 0, nil, "start"},
 		{"start fails", model.StateStarting, run, true, world{errs: map[string]error{"start": &runtime.Error{Kind: runtime.KindCommand, Code: 126, Text: "no"}}},
 			model.StateFailed, "starting container failed: no", 126, nil, "start"},
+		{"not healthy yet", model.StateStarting, run, true, world{errs: map[string]error{"healthy": boom}}, model.StateStarting, "", 0, boom, "start"},
+		{"never becomes healthy", model.StateStarting, run, true, world{exited: true, exit: runtime.Exit{Code: 143, Err: "unhealthy container"}},
+			model.StateFailed, "task: non-zero exit (143): unhealthy container", 143, nil, "start"},
+		{"ends before it is healthy", model.StateStarting, run, true, world{exited: true}, model.StateComplete, "", 0, nil, "start"},
+		{"vanishes before it is healthy", model.StateStarting, run, true, world{errs: map[string]error{"healthy": runtime.ErrNotFound}},
+			model.StateFailed, "the container is gone", 0, nil, "start"},
 		{"ends well", run, run, true, world{exited: true}, model.StateComplete, "", 0, nil, "wait"},
 		{"ends badly", run, run, true, world{exited: true, exit: runtime.Exit{Code: 3}}, model.StateFailed, "task: non-zero exit (3)", 3, nil, "wait"},
 		{"shim dies", run, run, true, world{exited: true, exit: runtime.Exit{Code: 137, Err: "the shim died"}}, model.StateFailed, "task: non-zero exit (137): the shim died", 137, nil, "wait"},

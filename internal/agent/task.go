@@ -51,6 +51,7 @@ type task struct {
 	st        status
 	prepared  bool               // in this process
 	interrupt context.CancelFunc // of the step under way
+	health    *health            // nil until its container's check is known, or when it has none
 }
 
 func newTask(a *Agent, m *pb.Task, tpl *template, st status) *task {
@@ -192,9 +193,24 @@ func (t *task) advance(next status) {
 	if next.State >= model.StateReady {
 		t.prepared = true
 	}
+	next.Health = t.st.Health
 	t.st = next
 	t.mu.Unlock()
 	t.a.saveStatus(t.id, next)
+	t.a.rep.mark(t.id)
+}
+
+// setHealth takes what the health check says, writes it down and lets it be reported.
+func (t *task) setHealth(h model.Health) {
+	t.mu.Lock()
+	if t.st.Health == h || t.st.State.Terminal() {
+		t.mu.Unlock()
+		return
+	}
+	t.st.Health = h
+	st := t.st
+	t.mu.Unlock()
+	t.a.saveStatus(t.id, st)
 	t.a.rep.mark(t.id)
 }
 
@@ -208,7 +224,7 @@ func (t *task) info() TaskInfo {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	i := TaskInfo{ID: t.id, ExternalID: t.msg.Id, ContainerID: t.container, Desired: t.desired, State: t.st.State, Message: t.st.Message,
-		Err: t.st.Err, PID: t.st.PID, ExitCode: t.st.ExitCode, HostPorts: t.st.HostPorts}
+		Err: t.st.Err, PID: t.st.PID, ExitCode: t.st.ExitCode, HostPorts: t.st.HostPorts, Health: t.health.report()}
 	if t.tpl != nil {
 		i.ServiceName = t.tpl.msg.ServiceName
 	}

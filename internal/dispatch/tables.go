@@ -82,7 +82,7 @@ func (t *tables) update(before, after *state.Snapshot, touched map[model.Key]str
 			services[k.Service()] = struct{}{}
 		case model.KindTask:
 			id := k.Task()
-			if isBackend(before.Task(id)) != isBackend(after.Task(id)) {
+			if isBackend(before.Task(id)) != isBackend(after.Task(id)) || canServe(before.Task(id)) != canServe(after.Task(id)) {
 				services[id.Service] = struct{}{}
 			}
 		case model.KindNode:
@@ -223,11 +223,6 @@ func mustMarshal(m proto.Message) []byte {
 	return b
 }
 
-// isBackend is the rule for who gets traffic of a published port.
-func isBackend(t *model.Task) bool {
-	return t != nil && t.State == model.StateRunning && t.Desired == model.StateRunning && (t.Gateway4.IsValid() || t.Gateway6.IsValid())
-}
-
 func ingressPorts(s *model.Service) []swarm.PortConfig {
 	return slices.DeleteFunc(slices.Clone(s.Ports), func(p swarm.PortConfig) bool {
 		return p.PublishMode == swarm.PortConfigPublishModeHost || p.PublishedPort == 0 || p.TargetPort == 0
@@ -249,8 +244,8 @@ func rows(snap *state.Snapshot, s *model.Service) map[portKey]*pb.PortRow {
 		k := keyOf(p)
 		out[k] = &pb.PortRow{Key: &pb.PortKey{Protocol: k.proto, Port: k.port}, Service: uint64(s.ID)}
 	}
-	for t := range snap.Tasks(s.ID) {
-		if !isBackend(t) {
+	for t := range serving(snap, s.ID) {
+		if !t.Gateway4.IsValid() && !t.Gateway6.IsValid() {
 			continue
 		}
 		for _, p := range ports {

@@ -256,6 +256,7 @@ type TaskReport struct {
 	PID       uint32             `cbor:"5,keyasint,omitempty"`
 	ExitCode  int32              `cbor:"6,keyasint,omitempty"`
 	HostPorts []swarm.PortConfig `cbor:"7,keyasint,omitempty"`
+	Health    Health             `cbor:"10,keyasint,omitempty"`
 }
 
 // Outcome is what became of a batch.

@@ -236,6 +236,8 @@ type Task struct {
 	Generic []swarm.GenericResource `cbor:"23,keyasint,omitempty"`
 	// Nets are the task's addresses in the overlay networks of its template, in its order; placement group.
 	Nets []TaskNet `cbor:"24,keyasint,omitempty"`
+	// Health is what its health check says; status group.
+	Health Health `cbor:"30,keyasint,omitempty"`
 }
 
 // Image is what a name means in this cluster when no registry says otherwise.

@@ -64,3 +64,32 @@ func CanMove(from, to TaskState) bool {
 	}
 	return true
 }
+
+// Health is what a task's health check says of it. Its values are stored: never renumber.
+type Health uint8
+
+const (
+	HealthNone      Health = 0 // there is no check
+	HealthStarting  Health = 1 // no check has succeeded yet, and failures do not end the task yet
+	HealthHealthy   Health = 2
+	HealthFailing   Health = 3 // the last checks failed, not yet as often as ends the task: it gets no new traffic
+	HealthUnhealthy Health = 4 // the task is being ended because of it
+)
+
+// String is Docker's word for a health; it has none for a failing task that it does not end yet.
+func (h Health) String() string {
+	switch h {
+	case HealthStarting:
+		return "starting"
+	case HealthHealthy:
+		return "healthy"
+	case HealthFailing:
+		return "failing"
+	case HealthUnhealthy:
+		return "unhealthy"
+	}
+	return "none"
+}
+
+// Serves reports whether a running task of this health may get new traffic.
+func (h Health) Serves() bool { return h == HealthNone || h == HealthHealthy }

@@ -49,7 +49,8 @@ func (s *ExecSpec) Validate() error {
 type Process interface {
 	// PID is the process's number on the host.
 	PID() int
-	// Wait returns the exit code when the process has ended and its output has been written. It may be called once.
+	// Wait returns the exit code when the process has ended and its output has been written. It may be called again
+	// only when its context ended before the process did.
 	Wait(ctx context.Context) (int, error)
 	// Resize sets the size of the terminal.
 	Resize(ctx context.Context, height, width uint16) error

@@ -211,6 +211,9 @@ func (t *task) Wait(context.Context) (runtime.Exit, error) {
 	return t.exit, nil
 }
 
+// Healthy: no image of the simulator asks for a health check.
+func (t *task) Healthy(context.Context) (runtime.Exit, bool, error) { return runtime.Exit{}, true, nil }
+
 func (t *task) Ended(context.Context) (runtime.Exit, bool) { return t.exit, t.exited }
 
 func (t *task) Stop(context.Context) error {

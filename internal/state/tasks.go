@@ -171,7 +171,15 @@ func (w *writer) report(c *model.Report) error {
 	for i := range c.Tasks {
 		r := &c.Tasks[i]
 		t := w.s.Task(r.Task)
-		if t == nil || t.Node != c.Node || !model.CanMove(t.State, r.State) || r.State > model.StateRejected {
+		if t == nil || t.Node != c.Node || r.State > model.StateRejected {
+			continue
+		}
+		if t.State == r.State && t.Health != r.Health {
+			if err := w.editTask(r.Task, func(t *model.Task) error { w.takeHealth(t, r); return nil }); err != nil {
+				return err
+			}
+		}
+		if !model.CanMove(t.State, r.State) {
 			continue
 		}
 		if err := w.editTask(r.Task, func(t *model.Task) error { return w.takeReport(t, r) }); err != nil {
@@ -190,6 +198,12 @@ func (w *writer) editReported(c *model.Report) error {
 	return nil
 }
 
+// takeHealth notes another health of a task whose state stays: its times do too.
+func (w *writer) takeHealth(t *model.Task, r *model.TaskReport) {
+	t.Health = r.Health
+	t.StatusVer = w.stamp(t.StatusVer)
+}
+
 func (w *writer) takeReport(t *model.Task, r *model.TaskReport) error {
 	t.State, t.Message, t.Err, t.StatusAt = r.State, r.Message, r.Err, w.now
 	t.StatusVer = w.stamp(t.StatusVer)
@@ -199,7 +213,7 @@ func (w *writer) takeReport(t *model.Task, r *model.TaskReport) error {
 	if r.HostPorts != nil {
 		t.HostPorts = r.HostPorts
 	}
-	t.ExitCode = r.ExitCode
+	t.ExitCode, t.Health = r.ExitCode, r.Health
 	if r.State == model.StateRunning {
 		t.RunningSince = w.now
 	}

@@ -111,7 +111,7 @@ func PortProtocol(s string) network.IPProtocol {
 // Report turns a task's report into its message, with texts cut to MaxStatusText.
 func Report(r model.TaskReport) *pb.TaskStatus {
 	return &pb.TaskStatus{Task: Ref(r.Task), State: uint32(r.State), Message: cut(r.Message), Err: cut(r.Err), Pid: r.PID,
-		ExitCode: r.ExitCode, HostPorts: PortConfigs(r.HostPorts)}
+		ExitCode: r.ExitCode, HostPorts: PortConfigs(r.HostPorts), Health: uint32(r.Health)}
 }
 
 // TaskReport reads a task's report and refuses what no agent may say.
@@ -123,7 +123,10 @@ func TaskReport(m *pb.TaskStatus) (model.TaskReport, error) {
 	if len(m.HostPorts) > maxHostPorts {
 		return model.TaskReport{}, model.Invalidf("a task with %d host ports", len(m.HostPorts))
 	}
-	r := model.TaskReport{Task: TaskID(m.GetTask()), State: state, Message: cut(m.Message), Err: cut(m.Err), PID: m.Pid, ExitCode: m.ExitCode}
+	if m.Health > uint32(model.HealthUnhealthy) {
+		return model.TaskReport{}, model.Invalidf("a node cannot report the health %d", m.Health)
+	}
+	r := model.TaskReport{Task: TaskID(m.GetTask()), State: state, Message: cut(m.Message), Err: cut(m.Err), PID: m.Pid, ExitCode: m.ExitCode, Health: model.Health(m.Health)}
 	if len(m.HostPorts) > 0 {
 		r.HostPorts = Ports(m.HostPorts)
 	}

@@ -848,14 +848,16 @@ func (x *Reports) GetTasks() []*TaskStatus {
 }
 
 type TaskStatus struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Task          *TaskRef               `protobuf:"bytes,1,opt,name=task,proto3" json:"task,omitempty"`
-	State         uint32                 `protobuf:"varint,2,opt,name=state,proto3" json:"state,omitempty"`
-	Message       string                 `protobuf:"bytes,3,opt,name=message,proto3" json:"message,omitempty"`
-	Err           string                 `protobuf:"bytes,4,opt,name=err,proto3" json:"err,omitempty"`
-	Pid           uint32                 `protobuf:"varint,5,opt,name=pid,proto3" json:"pid,omitempty"`
-	ExitCode      int32                  `protobuf:"varint,6,opt,name=exit_code,json=exitCode,proto3" json:"exit_code,omitempty"`
-	HostPorts     []*PortConfig          `protobuf:"bytes,7,rep,name=host_ports,json=hostPorts,proto3" json:"host_ports,omitempty"`
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Task      *TaskRef               `protobuf:"bytes,1,opt,name=task,proto3" json:"task,omitempty"`
+	State     uint32                 `protobuf:"varint,2,opt,name=state,proto3" json:"state,omitempty"`
+	Message   string                 `protobuf:"bytes,3,opt,name=message,proto3" json:"message,omitempty"`
+	Err       string                 `protobuf:"bytes,4,opt,name=err,proto3" json:"err,omitempty"`
+	Pid       uint32                 `protobuf:"varint,5,opt,name=pid,proto3" json:"pid,omitempty"`
+	ExitCode  int32                  `protobuf:"varint,6,opt,name=exit_code,json=exitCode,proto3" json:"exit_code,omitempty"`
+	HostPorts []*PortConfig          `protobuf:"bytes,7,rep,name=host_ports,json=hostPorts,proto3" json:"host_ports,omitempty"`
+	// What the task's health check says, as package model numbers it.
+	Health        uint32 `protobuf:"varint,10,opt,name=health,proto3" json:"health,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -937,6 +939,13 @@ func (x *TaskStatus) GetHostPorts() []*PortConfig {
 		return x.HostPorts
 	}
 	return nil
+}
+
+func (x *TaskStatus) GetHealth() uint32 {
+	if x != nil {
+		return x.Health
+	}
+	return 0
 }
 
 type PortConfig struct {
@@ -3859,7 +3868,7 @@ const file_wire_proto_rawDesc = "" +
 	"\aReports\x12\x18\n" +
 	"\asession\x18\x01 \x01(\x04R\asession\x12\x10\n" +
 	"\x03seq\x18\x02 \x01(\x04R\x03seq\x12.\n" +
-	"\x05tasks\x18\x03 \x03(\v2\x18.skep.wire.v1.TaskStatusR\x05tasks\"\xe1\x01\n" +
+	"\x05tasks\x18\x03 \x03(\v2\x18.skep.wire.v1.TaskStatusR\x05tasks\"\xf9\x01\n" +
 	"\n" +
 	"TaskStatus\x12)\n" +
 	"\x04task\x18\x01 \x01(\v2\x15.skep.wire.v1.TaskRefR\x04task\x12\x14\n" +
@@ -3869,7 +3878,9 @@ const file_wire_proto_rawDesc = "" +
 	"\x03pid\x18\x05 \x01(\rR\x03pid\x12\x1b\n" +
 	"\texit_code\x18\x06 \x01(\x05R\bexitCode\x127\n" +
 	"\n" +
-	"host_ports\x18\a \x03(\v2\x18.skep.wire.v1.PortConfigR\thostPorts\"\xa7\x01\n" +
+	"host_ports\x18\a \x03(\v2\x18.skep.wire.v1.PortConfigR\thostPorts\x12\x16\n" +
+	"\x06health\x18\n" +
+	" \x01(\rR\x06health\"\xa7\x01\n" +
 	"\n" +
 	"PortConfig\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1a\n" +
