@@ -33,12 +33,20 @@ func (b *backend) ListContainers(ctx context.Context) ([]dockerapi.Container, er
 		byDigest[all[i].Digest] = &all[i]
 	}
 	var snap *state.Snapshot
+	health := map[string]*container.Health{}
 	if a := b.active(); a != nil {
 		snap = a.replica.Snapshot()
+		for _, t := range a.agent.Tasks() {
+			health[t.ContainerID] = t.Health
+		}
 	}
 	out := make([]dockerapi.Container, 0, len(list))
 	for i := range list {
-		out = append(out, b.container(&list[i], byDigest, snap))
+		c := b.container(&list[i], byDigest, snap)
+		if c.Healthcheck != nil {
+			c.Health = health[c.ID]
+		}
+		out = append(out, c)
 	}
 	return out, nil
 }
@@ -47,7 +55,8 @@ func (b *backend) container(c *runtime.Container, byDigest map[string]*images.Im
 	out := dockerapi.Container{
 		ID: c.ID, Name: c.Name, Image: shortRef(c.Image), Labels: c.Labels, State: apiState(c.State), PID: c.PID, ExitCode: c.Exit.Code,
 		OOMKilled: c.Exit.OOMKilled, Error: c.Exit.Err, Created: c.CreatedAt, Started: c.StartedAt, Finished: c.Exit.At,
-		Hostname: c.ID[:min(12, len(c.ID))], LogPath: jsonlog.Path(b.containerDir(c.ID), c.ID),
+		Healthcheck: c.Healthcheck,
+		Hostname:    c.ID[:min(12, len(c.ID))], LogPath: jsonlog.Path(b.containerDir(c.ID), c.ID),
 	}
 	img := byDigest[c.ImageDigest]
 	if img != nil {

@@ -202,9 +202,12 @@ type Container struct {
 	Command           []string
 	Hostname, LogPath string
 	// Task is the spec it was made from; nil when unknown.
-	Task   *swarm.TaskSpec
-	Mounts []container.MountPoint
-	Ports  []swarm.PortConfig // published ones
+	Task *swarm.TaskSpec
+	// Healthcheck is the check in force, Health what it says; nil when there is none.
+	Healthcheck *container.HealthConfig
+	Health      *container.Health
+	Mounts      []container.MountPoint
+	Ports       []swarm.PortConfig // published ones
 	// Addresses are those of the container on the gateway network.
 	Addresses []netip.Prefix
 }

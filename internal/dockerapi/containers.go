@@ -94,7 +94,7 @@ func (f *containerFilter) matches(c *Container) bool {
 		return re.MatchString(c.Name) || re.MatchString("/"+c.Name)
 	})
 	switch {
-	case !named, !f.prefix("id", c.ID), !f.labels("label", c.Labels), !f.exact("status", string(c.State)), !f.exact("health", "none"),
+	case !named, !f.prefix("id", c.ID), !f.labels("label", c.Labels), !f.exact("status", string(c.State)), !f.exact("health", string(health(c))),
 		f.has("is-task") && f.isTask != isTask,
 		f.has("exited") && (c.State != container.StateExited || !f.exact("exited", strconv.Itoa(c.ExitCode))),
 		f.has("ancestor") && !f.exact("ancestor", familiar(c.Image)) && !f.exact("ancestor", c.Image) && !f.prefix("ancestor", c.ImageID),
@@ -125,7 +125,15 @@ func (s *Server) containerSummary(c *Container) container.Summary {
 func (s *Server) containerStatus(c *Container) string {
 	switch c.State {
 	case container.StateRunning:
-		return "Up " + units.HumanDuration(s.now().Sub(c.Started))
+		up := "Up " + units.HumanDuration(s.now().Sub(c.Started))
+		switch h := health(c); h {
+		case container.NoHealthcheck:
+			return up
+		case container.Starting:
+			return up + " (health: starting)"
+		default:
+			return up + " (" + string(h) + ")"
+		}
 	case container.StateExited:
 		return fmt.Sprintf("Exited (%d) %s ago", c.ExitCode, units.HumanDuration(s.now().Sub(c.Finished)))
 	case container.StateCreated:
@@ -136,6 +144,17 @@ func (s *Server) containerStatus(c *Container) string {
 		return "Removal In Progress"
 	}
 	return string(c.State)
+}
+
+// health is Docker's word for what a container's health check says.
+func health(c *Container) container.HealthStatus {
+	switch {
+	case c.Healthcheck == nil:
+		return container.NoHealthcheck
+	case c.Health == nil:
+		return container.Starting // it has not been looked at
+	}
+	return c.Health.Status
 }
 
 func portSummaries(ports []swarm.PortConfig) []container.PortSummary {
@@ -205,7 +224,7 @@ func (s *Server) getContainer(r *request) error {
 		Platform: "linux", Mounts: c.Mounts, HostConfig: hostConfig(c), Config: containerConfig(c),
 		State: &container.State{
 			Status: c.State, Running: c.State == container.StateRunning, OOMKilled: c.OOMKilled, Dead: c.State == container.StateDead, Pid: c.PID,
-			ExitCode: c.ExitCode, Error: c.Error, StartedAt: c.Started.UTC().Format(time.RFC3339Nano), FinishedAt: c.Finished.UTC().Format(time.RFC3339Nano),
+			ExitCode: c.ExitCode, Error: c.Error, StartedAt: c.Started.UTC().Format(time.RFC3339Nano), FinishedAt: c.Finished.UTC().Format(time.RFC3339Nano), Health: c.Health,
 		},
 		NetworkSettings: &container.NetworkSettings{Ports: portMap(c.Ports), Networks: endpoints(c)},
 	}
@@ -241,7 +260,7 @@ func containerConfig(c *Container) *container.Config {
 	}
 	spec := c.Task.ContainerSpec
 	out.User, out.Env, out.WorkingDir, out.Tty, out.OpenStdin = spec.User, spec.Env, spec.Dir, spec.TTY, spec.OpenStdin
-	out.StopSignal, out.Healthcheck = spec.StopSignal, spec.Healthcheck
+	out.StopSignal, out.Healthcheck = spec.StopSignal, c.Healthcheck
 	if len(spec.Command) > 0 {
 		out.Entrypoint, out.Cmd = spec.Command, spec.Args
 	}
