@@ -1,0 +1,451 @@
+package dns
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// MaxTasks bounds the tasks whose names are answered.
+const MaxTasks = 8192
+
+// A Server answers the questions of all tasks of a node. It is safe for concurrent use. Between New and Resume, and after Pause,
+// its sockets are open and nothing is answered: what arrives waits in the kernel.
+type Server struct {
+	fw    *forwarder
+	now   func() time.Time
+	slots chan struct{} // questions outside
+	conns chan struct{} // TCP connections
+
+	ctx    context.Context // of all that is under way
+	cancel context.CancelFunc
+	busy   sync.WaitGroup
+
+	moving sync.Mutex // orders Pause and Resume
+	loop   *loop      // nil while paused
+
+	mu      sync.RWMutex // guards the rest, and every socket's being open
+	clients map[string]*client
+	bySock  map[int32]*client
+	nets    map[uint64]*network
+	known   map[uint64]bool // networks that a table was given for
+	drafts  map[uint64]*draft
+	scopes  uint32
+}
+
+// draft is a complete table whose parts are arriving.
+type draft struct {
+	id  uint64
+	net *network
+}
+
+// New makes a Server without any tasks. It starts nothing.
+func New() *Server {
+	ctx, cancel := context.WithCancel(context.Background())
+	return &Server{fw: newForwarder(time.Now), now: time.Now, ctx: ctx, cancel: cancel,
+		slots: make(chan struct{}, maxOutsideAll), conns: make(chan struct{}, maxConnsAll),
+		clients: map[string]*client{}, bySock: map[int32]*client{}, nets: map[uint64]*network{}, known: map[uint64]bool{},
+		drafts: map[uint64]*draft{}}
+}
+
+// Open opens a task's sockets, on the ports wanted if they are free (none: any), and answers. A task that has them keeps them
+// and its ports; what its configuration says of names counts from now on.
+func (s *Server) Open(cfg TaskNames, want Ports) (Ports, error) {
+	if err := cfg.check(); err != nil {
+		return Ports{}, err
+	}
+	s.mu.Lock()
+	c := s.clients[cfg.ID]
+	if c != nil && c.cfg.NetNS == cfg.NetNS {
+		defer s.mu.Unlock()
+		s.configure(c, cfg)
+		return c.ports, nil
+	}
+	full := len(s.clients) >= MaxTasks
+	s.mu.Unlock()
+	if c != nil {
+		if err := s.Close(cfg.ID); err != nil {
+			return Ports{}, err
+		}
+	} else if full {
+		return Ports{}, fmt.Errorf("the names of %d tasks are answered, which is the limit", MaxTasks)
+	}
+	udp, tcp, err := bindTask(cfg.NetNS, want.UDP, want.TCP)
+	if err != nil {
+		return Ports{}, fmt.Errorf("opening the DNS sockets of task %.12s: %w", cfg.ID, err)
+	}
+	return s.install(cfg, udp, tcp)
+}
+
+// Adopt answers a task with sockets that another Server passed on; the files are the caller's to close.
+func (s *Server) Adopt(cfg TaskNames, files []*os.File) error {
+	if len(files) != 2 {
+		return fmt.Errorf("the names of task %.12s come with %d descriptors", cfg.ID, len(files))
+	}
+	if err := cfg.check(); err != nil {
+		return err
+	}
+	udp, err := dup(files[0])
+	if err != nil {
+		return err
+	}
+	tcp, err := dup(files[1])
+	if err != nil {
+		unix.Close(udp)
+		return err
+	}
+	_, err = s.install(cfg, udp, tcp)
+	return err
+}
+
+func dup(f *os.File) (fd int, err error) {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	cerr := raw.Control(func(old uintptr) {
+		fd, err = unix.FcntlInt(old, unix.F_DUPFD_CLOEXEC, 0)
+	})
+	return fd, errors.Join(cerr, os.NewSyscallError("fcntl", err))
+}
+
+// install adds a client with its sockets, which are closed when it fails.
+func (s *Server) install(cfg TaskNames, udp, tcp int) (Ports, error) {
+	c := &client{udp: udp, tcp: tcp, ports: Ports{portOf(udp), portOf(tcp)}}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if old := s.clients[cfg.ID]; old != nil { // another request was faster
+		s.configure(old, cfg)
+		return old.ports, c.closeSockets()
+	}
+	if s.loop != nil {
+		if err := s.loop.add(c); err != nil {
+			return Ports{}, errors.Join(err, c.closeSockets())
+		}
+	}
+	s.scopes++
+	c.scope = s.scopes
+	c.ctx, c.cancel = context.WithCancel(s.ctx)
+	s.configure(c, cfg)
+	s.clients[cfg.ID] = c
+	s.bySock[int32(udp)], s.bySock[int32(tcp)] = c, c
+	return c.ports, nil
+}
+
+// configure takes what can change of a client; s.mu is held.
+func (s *Server) configure(c *client, cfg TaskNames) {
+	if !slices.Equal(c.cfg.Servers, cfg.Servers) {
+		s.fw.cache.forget(c.scope)
+		s.fw.health.forget(c.scope)
+	}
+	c.cfg, c.nets = cfg, nil
+	for _, id := range cfg.Networks {
+		c.nets = append(c.nets, s.network(id))
+	}
+}
+
+// network returns the one of a number, made when it is new; s.mu is held.
+func (s *Server) network(id uint64) *network {
+	n := s.nets[id]
+	if n == nil {
+		n = newNetwork(id)
+		s.nets[id] = n
+	}
+	return n
+}
+
+// Close closes a task's sockets and ends what is under way for it. What is not open is no error.
+func (s *Server) Close(id string) error {
+	s.mu.Lock()
+	c := s.clients[id]
+	if c == nil {
+		s.mu.Unlock()
+		return nil
+	}
+	delete(s.clients, id)
+	delete(s.bySock, int32(c.udp))
+	delete(s.bySock, int32(c.tcp))
+	err := c.closeSockets() // leaves the loop's epoll too
+	s.mu.Unlock()
+	c.end()
+	c.busy.Wait()
+	s.fw.cache.forget(c.scope)
+	s.fw.health.forget(c.scope)
+	s.mu.Lock()
+	s.sweep()
+	s.mu.Unlock()
+	if err != nil {
+		return fmt.Errorf("closing the DNS sockets of task %.12s: %w", id, err)
+	}
+	return nil
+}
+
+// sweep drops networks that nobody gave a table for and no task looks at; s.mu is held.
+func (s *Server) sweep() {
+	used := make(map[uint64]bool, len(s.nets))
+	for _, c := range s.clients {
+		for _, n := range c.nets {
+			used[n.id] = true
+		}
+	}
+	for id := range s.nets {
+		if !used[id] && !s.known[id] {
+			delete(s.nets, id)
+		}
+	}
+}
+
+// Set takes a table, or a part of one. With an error nothing has changed.
+func (s *Server) Set(t *Table) error {
+	if err := t.check(); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if t.Gone {
+		delete(s.drafts, t.Network)
+		delete(s.known, t.Network)
+		if n := s.nets[t.Network]; n != nil {
+			*n = *newNetwork(t.Network)
+		}
+		s.sweep()
+		return nil
+	}
+	if !s.known[t.Network] && len(s.known) >= MaxNetworks {
+		return fmt.Errorf("tables of %d networks are known, which is the limit", MaxNetworks)
+	}
+	if err := s.room(t); err != nil {
+		return err
+	}
+	if !t.Complete {
+		if !s.known[t.Network] {
+			return fmt.Errorf("changes to the names of network %d, whose table is not known: send it complete", t.Network)
+		}
+		s.nets[t.Network].apply(t)
+		return nil
+	}
+	d := s.drafts[t.Network]
+	if d == nil || d.id != t.Draft {
+		if d == nil && len(s.drafts) >= MaxNetworks {
+			return errors.New("too many tables of names are half sent")
+		}
+		d = &draft{t.Draft, newNetwork(t.Network)}
+		s.drafts[t.Network] = d
+	}
+	d.net.apply(t)
+	if !t.More {
+		delete(s.drafts, t.Network)
+		*s.network(t.Network) = *d.net
+		s.known[t.Network] = true
+	}
+	return nil
+}
+
+// room refuses a table that would be too much; s.mu is held.
+func (s *Server) room(t *Table) error {
+	rows := len(t.Services) + len(t.Tasks)
+	for id, n := range s.nets {
+		if id != t.Network || !t.Complete {
+			rows += n.rows()
+		}
+	}
+	for _, d := range s.drafts {
+		rows += d.net.rows()
+	}
+	if rows > MaxRows {
+		return fmt.Errorf("tables of names with %d rows, the limit is %d", rows, MaxRows)
+	}
+	return nil
+}
+
+// An Opened is a task whose names are answered.
+type Opened struct {
+	TaskNames
+	Ports Ports `json:"ports"`
+}
+
+// Tasks lists what is open, sorted.
+func (s *Server) Tasks() []Opened {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	out := make([]Opened, 0, len(s.clients))
+	for _, c := range s.clients {
+		out = append(out, Opened{c.cfg, c.ports})
+	}
+	slices.SortFunc(out, func(a, b Opened) int {
+		if a.ID < b.ID {
+			return -1
+		}
+		return 1
+	})
+	return out
+}
+
+// Networks lists the networks that tables were given for, sorted.
+func (s *Server) Networks() []uint64 {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	out := make([]uint64, 0, len(s.known))
+	for id := range s.known {
+		out = append(out, id)
+	}
+	slices.Sort(out)
+	return out
+}
+
+// Sockets returns duplicates of a task's sockets (UDP, TCP) for passing them on; the caller closes them. None when it is not open.
+func (s *Server) Sockets(id string) ([]*os.File, error) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	c := s.clients[id]
+	if c == nil {
+		return nil, nil
+	}
+	var files []*os.File
+	for _, fd := range []int{c.udp, c.tcp} {
+		n, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+		if err != nil {
+			for _, f := range files {
+				f.Close()
+			}
+			return nil, os.NewSyscallError("fcntl", err)
+		}
+		files = append(files, os.NewFile(uintptr(n), "dns"))
+	}
+	return files, nil
+}
+
+// Tables calls fn with what is known of every network, as complete tables of at most about size rows a part.
+func (s *Server) Tables(size int, fn func(*Table) error) error {
+	for _, id := range s.Networks() {
+		if err := s.Table(id, size, fn); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Table does the same for one network; for one that is not known it does nothing.
+func (s *Server) Table(id uint64, size int, fn func(*Table) error) error {
+	s.mu.RLock()
+	n := s.nets[id]
+	if n == nil || !s.known[id] {
+		s.mu.RUnlock()
+		return nil
+	}
+	services := make([]ServiceRow, 0, len(n.services))
+	for _, svc := range n.services {
+		if svc.known {
+			services = append(services, svc.row)
+		}
+	}
+	tasks := make([]TaskRow, 0, len(n.tasks))
+	for _, t := range n.tasks {
+		tasks = append(tasks, *t)
+	}
+	head := Table{Network: id, Complete: true, Draft: uint64(s.now().UnixNano()), Name: n.name, Subnets: n.subnets}
+	s.mu.RUnlock()
+	return Split(head, services, tasks, size, fn)
+}
+
+// Split calls fn with parts of a complete table, or of changes, of at most size rows each. head has the rest.
+func Split(head Table, services []ServiceRow, tasks []TaskRow, size int, fn func(*Table) error) error {
+	for {
+		part := head
+		part.Services = services[:min(size, len(services))]
+		services = services[len(part.Services):]
+		part.Tasks = tasks[:min(size-len(part.Services), len(tasks))]
+		tasks = tasks[len(part.Tasks):]
+		last := len(services)+len(tasks) == 0
+		part.More = head.Complete && !last
+		if err := fn(&part); err != nil || last {
+			return err
+		}
+		head.ServicesRemoved, head.TasksRemoved = nil, nil
+	}
+}
+
+// Resume begins to answer.
+func (s *Server) Resume() error {
+	s.moving.Lock()
+	defer s.moving.Unlock()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.loop != nil {
+		return nil
+	}
+	l, err := newLoop(s)
+	if err != nil {
+		return err
+	}
+	for _, c := range s.clients {
+		if err := l.add(c); err != nil {
+			l.file.Close()
+			return err
+		}
+	}
+	s.loop = l
+	s.busy.Go(l.run)
+	return nil
+}
+
+// Pause stops reading questions while every socket stays open. What is under way goes on.
+func (s *Server) Pause() {
+	s.moving.Lock()
+	defer s.moving.Unlock()
+	s.mu.Lock()
+	l := s.loop
+	s.loop = nil
+	s.mu.Unlock()
+	if l != nil {
+		l.stop()
+	}
+}
+
+// Shutdown stops, lets what is under way go on until ctx ends, then cuts it off, and closes this process's sockets; they stay
+// open in a process that they were passed to.
+func (s *Server) Shutdown(ctx context.Context) {
+	s.Pause()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		s.busy.Wait()
+	}()
+	select {
+	case <-done:
+	case <-ctx.Done():
+	}
+	s.cancel()
+	<-done
+	s.mu.RLock()
+	ids := make([]string, 0, len(s.clients))
+	for id := range s.clients {
+		ids = append(ids, id)
+	}
+	s.mu.RUnlock()
+	for _, id := range ids {
+		s.Close(id)
+	}
+}
+
+// asker says who is asked what the tables do not know; false when nobody is.
+func (s *Server) asker(c *client) (asker, bool) {
+	if len(c.cfg.Servers) > 0 {
+		who := asker{scope: c.scope, ns: c.cfg.NetNS}
+		for _, a := range c.cfg.Servers {
+			who.servers = append(who.servers, netip.AddrPortFrom(a, 53))
+		}
+		return who, true
+	}
+	if c.cfg.Inside {
+		return asker{}, false
+	}
+	return asker{servers: s.fw.host(c.cfg.ResolvConf)}, true
+}
