@@ -39,6 +39,9 @@ type Listing struct {
 	Logs []string `json:"logs"`
 	// Ports are the ports held, sorted.
 	Ports []ports.Port `json:"ports"`
+	// Names are the tasks whose names are answered, Networks those whose tables are known; both sorted.
+	Names    []string `json:"names,omitempty"`
+	Networks []uint64 `json:"networks,omitempty"`
 }
 
 // A Client talks to the keeper of one directory, and starts or replaces it

@@ -23,10 +23,11 @@ func (s *server) handoff(c *net.UnixConn) error {
 	s.listener.SetDeadline(time.Unix(1, 0)) // who calls now is the next keeper's
 	s.logs.pause()
 	s.holder.Pause()
+	s.names.Pause()
 	if err := s.give(c); err != nil {
 		s.listener.SetDeadline(time.Time{})
 		s.logs.start()
-		return errors.Join(fmt.Errorf("handing over: %w", err), s.holder.Resume())
+		return errors.Join(fmt.Errorf("handing over: %w", err), s.holder.Resume(), s.names.Resume())
 	}
 	s.gone = true
 	s.logs.forget()
@@ -52,6 +53,9 @@ func (s *server) give(c *net.UnixConn) error {
 		if err := send(item{Kind: itemPort, Port: &p, Socks: kinds}, files); err != nil {
 			return err
 		}
+	}
+	if err := s.names.items(send); err != nil {
+		return err
 	}
 	if err := send(item{Kind: itemEnd}, nil); err != nil {
 		return err
@@ -120,6 +124,12 @@ func (s *server) adopt(it item, files []*os.File) error {
 		return s.logs.adopt(it, files)
 	case it.Kind == itemPort && it.Port != nil:
 		return s.holder.Adopt(*it.Port, it.Socks, files)
+	case it.Kind == itemTable && it.Table != nil:
+		return s.names.Set(it.Table)
+	case it.Kind == itemNames && it.Names != nil:
+		err := s.names.Adopt(*it.Names, files)
+		closeFiles(files)
+		return err
 	}
 	return fmt.Errorf("an item of kind %q, which this build does not know", it.Kind)
 }
@@ -133,6 +143,9 @@ func (s *server) claim() error {
 	}
 	s.lock = lock
 	if err := s.logs.load(); err != nil {
+		s.log.Error("starting", "err", err)
+	}
+	if err := s.names.load(); err != nil {
 		s.log.Error("starting", "err", err)
 	}
 	held, err := loadPorts(s.dir)

@@ -102,7 +102,7 @@ func serve(dir, build string, takeover bool, ready *os.File) error {
 	defer cancel()
 	signal.Ignore(unix.SIGHUP, unix.SIGINT, unix.SIGPIPE)
 
-	s := &server{dir: dir, build: build, logs: newLogTable(dir), holder: ports.NewHolder(), ending: ctx}
+	s := &server{dir: dir, build: build, logs: newLogTable(dir), holder: ports.NewHolder(), names: newNames(dir), ending: ctx}
 	s.log = slog.New(slog.NewTextHandler(&boundedLog{file: os.Stderr}, nil)).With("pid", os.Getpid())
 	if err := os.MkdirAll(filepath.Join(dir, "table"), 0o700); err != nil {
 		return fmt.Errorf("making the keeper's directory: %w", err)

@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/skep-swarm/skep/internal/keeper/dns"
 	"github.com/skep-swarm/skep/internal/keeper/ports"
 )
 
@@ -35,6 +36,9 @@ const (
 	opWatch    = "watch"
 	opShutdown = "shutdown"
 	opHandoff  = "handoff"
+	opNames    = "names"  // answer a task's names
+	opUnname   = "unname" // stop that
+	opTable    = "table"  // of a network's names
 )
 
 type request struct {
@@ -44,14 +48,18 @@ type request struct {
 	ID      string       `json:"id,omitempty"`
 	Dir     string       `json:"dir,omitempty"`
 	Ports   []ports.Port `json:"ports,omitempty"`
+
+	Names *dns.TaskNames `json:"names,omitempty"`
+	Table *dns.Table     `json:"table,omitempty"`
 }
 
 type response struct {
-	Error string    `json:"error,omitempty"`
-	Hello *hello    `json:"hello,omitempty"`
-	Files *Files    `json:"files,omitempty"`
-	Held  []portErr `json:"held,omitempty"`
-	List  *Listing  `json:"list,omitempty"`
+	Error string     `json:"error,omitempty"`
+	Hello *hello     `json:"hello,omitempty"`
+	Files *Files     `json:"files,omitempty"`
+	Held  []portErr  `json:"held,omitempty"`
+	List  *Listing   `json:"list,omitempty"`
+	Ports *dns.Ports `json:"ports,omitempty"`
 }
 
 type hello struct {
@@ -82,6 +90,9 @@ type item struct {
 
 	Port  *ports.Port `json:"port,omitempty"` // kind port: its sockets
 	Socks []string    `json:"socks,omitempty"`
+
+	Table *dns.Table     `json:"table,omitempty"` // kind table
+	Names *dns.TaskNames `json:"names,omitempty"` // kind names: a UDP and a TCP socket
 }
 
 // Kinds of items, in the order of their sending; ready and take are the two
@@ -90,6 +101,8 @@ const (
 	itemCore  = "core" // the lock and the listening socket
 	itemLog   = "log"
 	itemPort  = "port"
+	itemTable = "table"
+	itemNames = "names"
 	itemEnd   = "end"
 	itemReady = "ready" // new to old: I have everything
 	itemTake  = "take"  // old to new: it is yours

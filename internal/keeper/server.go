@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/skep-swarm/skep/internal/keeper/dns"
 	"github.com/skep-swarm/skep/internal/keeper/jsonlog"
 	"github.com/skep-swarm/skep/internal/keeper/ports"
 )
@@ -23,6 +24,8 @@ const (
 	// lingerTime is how long connections that are carried for held ports
 	// may go on in a process that has been replaced.
 	lingerTime = 10 * time.Minute
+	// answerTime is how long questions that wait for others' answers may go on in it.
+	answerTime = 5 * time.Second
 )
 
 // A server is the keeper process.
@@ -35,6 +38,7 @@ type server struct {
 	listener *net.UnixListener
 	logs     *logTable
 	holder   *ports.Holder
+	names    *names
 
 	// gate is held for writing while everything is handed over; gone tells
 	// that it was.
@@ -55,6 +59,9 @@ func (s *server) run(ctx context.Context) error {
 	s.logs.start()
 	if err := s.holder.Resume(); err != nil {
 		s.log.Error("serving held ports", "err", err)
+	}
+	if err := s.names.Resume(); err != nil {
+		s.log.Error("answering names", "err", err)
 	}
 	wake := context.AfterFunc(s.ending, func() { s.listener.Close() })
 	defer wake()
@@ -113,10 +120,19 @@ func (s *server) finish() {
 		}
 		if !s.keep.Load() {
 			os.Remove(portsFile(s.dir))
+			if err := s.names.clear(); err != nil {
+				s.log.Error("forgetting names", "err", err)
+			}
 			os.Remove(socketPath(s.dir))
 		}
 	}
 	s.holder.Release(s.holder.List())
+	last, drop := context.WithTimeout(context.Background(), answerTime)
+	defer drop()
+	if !s.gone {
+		drop()
+	}
+	s.names.Shutdown(last)
 	s.lock.Close()
 	ctx, cancel := context.WithTimeout(context.Background(), lingerTime)
 	defer cancel()
@@ -196,7 +212,20 @@ func (s *server) answer(req *request) (response, error) {
 	case opProbe:
 		return response{Held: portErrs(s.holder.Probe(ctx, req.Ports))}, nil
 	case opList:
-		return response{List: &Listing{Logs: s.logs.list(), Ports: s.holder.List()}}, nil
+		return response{List: &Listing{Logs: s.logs.list(), Ports: s.holder.List(), Names: s.names.ids(), Networks: s.names.Networks()}}, nil
+	case opNames:
+		if req.Names == nil {
+			return response{}, errors.New("no task whose names are to be answered")
+		}
+		ports, err := s.names.open(*req.Names, dns.Ports{})
+		return response{Ports: &ports}, err
+	case opUnname:
+		return response{}, s.names.close(req.ID)
+	case opTable:
+		if req.Table == nil {
+			return response{}, errors.New("no table of names")
+		}
+		return response{}, s.names.set(req.Table)
 	case opShutdown:
 		return response{}, nil
 	}

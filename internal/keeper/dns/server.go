@@ -322,56 +322,6 @@ func (s *Server) Sockets(id string) ([]*os.File, error) {
 	return files, nil
 }
 
-// Tables calls fn with what is known of every network, as complete tables of at most about size rows a part.
-func (s *Server) Tables(size int, fn func(*Table) error) error {
-	for _, id := range s.Networks() {
-		if err := s.Table(id, size, fn); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// Table does the same for one network; for one that is not known it does nothing.
-func (s *Server) Table(id uint64, size int, fn func(*Table) error) error {
-	s.mu.RLock()
-	n := s.nets[id]
-	if n == nil || !s.known[id] {
-		s.mu.RUnlock()
-		return nil
-	}
-	services := make([]ServiceRow, 0, len(n.services))
-	for _, svc := range n.services {
-		if svc.known {
-			services = append(services, svc.row)
-		}
-	}
-	tasks := make([]TaskRow, 0, len(n.tasks))
-	for _, t := range n.tasks {
-		tasks = append(tasks, *t)
-	}
-	head := Table{Network: id, Complete: true, Draft: uint64(s.now().UnixNano()), Name: n.name, Subnets: n.subnets}
-	s.mu.RUnlock()
-	return Split(head, services, tasks, size, fn)
-}
-
-// Split calls fn with parts of a complete table, or of changes, of at most size rows each. head has the rest.
-func Split(head Table, services []ServiceRow, tasks []TaskRow, size int, fn func(*Table) error) error {
-	for {
-		part := head
-		part.Services = services[:min(size, len(services))]
-		services = services[len(part.Services):]
-		part.Tasks = tasks[:min(size-len(part.Services), len(tasks))]
-		tasks = tasks[len(part.Tasks):]
-		last := len(services)+len(tasks) == 0
-		part.More = head.Complete && !last
-		if err := fn(&part); err != nil || last {
-			return err
-		}
-		head.ServicesRemoved, head.TasksRemoved = nil, nil
-	}
-}
-
 // Resume begins to answer.
 func (s *Server) Resume() error {
 	s.moving.Lock()

@@ -15,8 +15,8 @@ const (
 	MaxNetworks = 4096
 	// MaxRows bounds the rows of all networks together.
 	MaxRows = 200_000
-	// maxAliases bounds the names of one row.
-	maxAliases = 256
+	// MaxNames bounds the names of one row, each of at most 255 bytes.
+	MaxNames = 256
 )
 
 // A TaskKey tells a task from others.
@@ -77,13 +77,25 @@ func (t *Table) check() error {
 		}
 	}
 	for _, r := range t.Services {
-		if len(r.Names) == 0 || len(r.Names) > maxAliases {
-			return fmt.Errorf("service %d has %d names", r.Service, len(r.Names))
+		if err := checkNames(r.Names); err != nil {
+			return fmt.Errorf("service %d %w", r.Service, err)
 		}
 	}
 	for _, r := range t.Tasks {
-		if len(r.Names) == 0 || len(r.Names) > maxAliases {
-			return fmt.Errorf("task %d.%d has %d names", r.Key.Service, r.Key.Num, len(r.Names))
+		if err := checkNames(r.Names); err != nil {
+			return fmt.Errorf("task %d.%d %w", r.Key.Service, r.Key.Num, err)
+		}
+	}
+	return nil
+}
+
+func checkNames(names []string) error {
+	if len(names) == 0 || len(names) > MaxNames {
+		return fmt.Errorf("has %d names, 1 to %d are possible", len(names), MaxNames)
+	}
+	for _, name := range names {
+		if len(name) > maxName {
+			return fmt.Errorf("has a name of %d bytes, the limit is %d", len(name), maxName)
 		}
 	}
 	return nil
