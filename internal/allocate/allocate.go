@@ -71,9 +71,10 @@ func Fresh(snap *state.Snapshot, puts []*model.TasksPut, now model.Time) Result 
 	var r Result
 	for _, put := range puts {
 		waits := false
+		tpl := a.template(put.Template)
 		for i := range put.Tasks {
 			if t := &put.Tasks[i]; t.State == model.StateAssigned {
-				waits = !a.freshTask(put, t) || waits
+				waits = !a.freshTask(put, tpl, t) || waits
 			}
 		}
 		if n := len(r.Waiting); waits && (n == 0 || r.Waiting[n-1] != put.Service) {
@@ -84,12 +85,15 @@ func Fresh(snap *state.Snapshot, puts []*model.TasksPut, now model.Time) Result 
 	return r
 }
 
-func (a *allocator) freshTask(put *model.TasksPut, t *model.TaskNew) bool {
+func (a *allocator) freshTask(put *model.TasksPut, tpl *model.Template, t *model.TaskNew) bool {
 	h := a.host(t.Node)
 	if h == nil {
 		return true // the state refuses it: the node is gone
 	}
-	addr, err := a.take(h)
+	addr, err := a.gateway(h, tpl)
+	if err == nil && len(tpl.Nets) > 0 {
+		t.Nets, err = a.takeNets(tpl.Nets)
+	}
 	if err != nil {
 		t.State, t.Message, t.Err = model.StatePending, put.Text(msgPending), put.Text(err.Error())
 		if tpl := a.snap.Service(put.Service); tpl != nil && tpl.Spec().Mode.Global == nil && tpl.Spec().Mode.GlobalJob == nil {
@@ -102,12 +106,32 @@ func (a *allocator) freshTask(put *model.TasksPut, t *model.TaskNew) bool {
 	return true
 }
 
+// gateway is an address of the gateway network for a task on h; the zero Addr for one that is in no network.
+func (a *allocator) gateway(h *host, tpl *model.Template) (netip.Addr, error) {
+	if tpl.NetMode != "" {
+		return netip.Addr{}, nil
+	}
+	return a.take(h)
+}
+
+// template is that of a task that is about to be placed; an empty one when it is gone.
+func (a *allocator) template(id model.TemplateID) *model.Template {
+	if a.tpl == nil || a.tpl.ID != id {
+		if a.tpl = a.snap.Template(id); a.tpl == nil {
+			a.tpl = &model.Template{ID: id}
+		}
+	}
+	return a.tpl
+}
+
 type allocator struct {
 	snap   *state.Snapshot
 	now    model.Time
 	hosts  map[model.NodeID]*host
+	nets   map[model.NetworkID]*pool
 	given  []netip.Prefix // blocks that this pass gave
 	blocks []model.Txn
+	tpl    *model.Template // the last one that was looked at
 }
 
 // host gives out the addresses of one node.
@@ -124,7 +148,14 @@ func (a *allocator) place(p model.TaskPlaceSet) model.Change {
 	if h == nil {
 		return model.Change{SetTaskPlace: &p} // the state refuses it: the node is gone
 	}
-	addr, err := a.take(h)
+	tpl := &model.Template{}
+	if t := a.snap.Task(p.Task); t != nil {
+		tpl = a.template(t.Template)
+	}
+	addr, err := a.gateway(h, tpl)
+	if err == nil && len(tpl.Nets) > 0 {
+		p.Nets, err = a.takeNets(tpl.Nets)
+	}
 	if err != nil {
 		return model.Change{SetTaskStatus: &model.TaskStatusSet{Task: p.Task, State: model.StatePending,
 			Message: msgPending, Err: err.Error()}}

@@ -66,7 +66,7 @@ func (d *dirty) applied(a replica.Applied) {
 		switch k.Kind {
 		case model.KindService:
 			d.services[k.Service()] = struct{}{}
-			if releasedPorts(a, k.Service()) {
+			if released(a, k.Service()) {
 				d.wakeWaiting()
 			}
 		case model.KindTask:
@@ -80,6 +80,8 @@ func (d *dirty) applied(a replica.Applied) {
 		case model.KindNode:
 			d.node(a, k.Node())
 			count = count || recounts(a, k.Node())
+		case model.KindNetwork:
+			d.wakeWaiting()
 		case model.KindCluster:
 			d.everything(a.After)
 		}
@@ -118,10 +120,16 @@ func freed(a replica.Applied, id model.TaskID) bool {
 	return after == nil || after.State.Terminal()
 }
 
-// releasedPorts reports whether a service gave published ports up in this step.
-func releasedPorts(a replica.Applied, id model.ServiceID) bool {
+// released reports whether a service gave published ports or virtual addresses up in this step.
+func released(a replica.Applied, id model.ServiceID) bool {
 	before, after := a.Before.Service(id), a.After.Service(id)
-	return before != nil && len(before.Ports) > 0 && (after == nil || !slices.Equal(before.Ports, after.Ports))
+	switch {
+	case before == nil || len(before.Ports)+len(before.VIPs) == 0:
+		return false
+	case after == nil:
+		return true
+	}
+	return !slices.Equal(before.Ports, after.Ports) || !slices.Equal(before.VIPs, after.VIPs)
 }
 
 func (d *dirty) node(a replica.Applied, id model.NodeID) {

@@ -64,7 +64,7 @@ func (p *plan) change(c model.Change) {
 	case c.SetTaskPlace != nil:
 		if t := p.fresh(c.SetTaskPlace.Task); t != nil {
 			set := c.SetTaskPlace
-			t.Node, t.Gateway4, t.Gateway6, t.Generic = set.Node, set.Gateway4, set.Gateway6, set.Generic
+			t.Node, t.Gateway4, t.Gateway6, t.Generic, t.Nets = set.Node, set.Gateway4, set.Gateway6, set.Generic, set.Nets
 			t.State, t.Message, t.Err = model.StateAssigned, set.Message, ""
 			return
 		}
@@ -113,7 +113,7 @@ func (p *plan) ofBulk(c *model.Change) bool {
 		n.Tasks, n.Texts = slices.Clone(put.Tasks), slices.Clone(put.Texts)
 		t := &n.Tasks[id.Num-put.First]
 		if set := c.SetTaskPlace; set != nil {
-			t.Node, t.Gateway4, t.Gateway6, t.Generic = set.Node, set.Gateway4, set.Gateway6, set.Generic
+			t.Node, t.Gateway4, t.Gateway6, t.Generic, t.Nets = set.Node, set.Gateway4, set.Gateway6, set.Generic, set.Nets
 			t.State, t.Message, t.Err = model.StateAssigned, n.Text(set.Message), 0
 		} else {
 			t.State, t.Message, t.Err = c.SetTaskStatus.State, n.Text(c.SetTaskStatus.Message), n.Text(c.SetTaskStatus.Err)

@@ -259,6 +259,8 @@ func (w *work) round(ids []model.ServiceID) []model.ServiceID {
 		}
 		ports := allocate.Ports(w.snap, id)
 		w.take(id, &ports, changed)
+		vips := allocate.VIPs(w.snap, id)
+		w.take(id, &vips, changed)
 		delete(w.waiting, id)
 	}
 	placed := w.cache.PlanNew(w.snap, ids, puts, w.now)
@@ -267,8 +269,8 @@ func (w *work) round(ids []model.ServiceID) []model.ServiceID {
 	w.allocate(fresh)
 	var again []model.ServiceID
 	for _, id := range ids {
-		if v := w.snap.Service(id); v != nil && v.PortError != "" {
-			w.waiting[id] = true // for the port, even without a task
+		if v := w.snap.Service(id); v != nil && (v.PortError != "" || v.NetError != "") {
+			w.waiting[id] = true // for the port or the address, even without a task
 		}
 		w.settled[id] = settles[id] && !changed[id] && !w.waiting[id]
 		if changed[id] || len(puts[id]) > 0 && !w.settled[id] {

@@ -1,6 +1,7 @@
 package schedule
 
 import (
+	"cmp"
 	"slices"
 
 	"github.com/moby/moby/api/types/swarm"
@@ -25,7 +26,7 @@ type need struct {
 // newNeed reads placement from the service, because a change of it restarts nothing, and the
 // rest from the template that the tasks were made from.
 func newNeed(snap *state.Snapshot, svc *model.Service, id model.TemplateID) *need {
-	n := &need{template: id, err: svc.PortError}
+	n := &need{template: id, err: cmp.Or(svc.PortError, svc.NetError)}
 	if pl := svc.Spec().TaskTemplate.Placement; pl != nil {
 		var err error
 		if n.constraints, err = model.ParseConstraints(pl.Constraints); err != nil {

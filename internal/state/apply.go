@@ -147,7 +147,7 @@ func (s *Snapshot) Version(k model.Key, g model.Group) (uint64, bool) {
 			return 1, true
 		}
 	case model.KindNetwork:
-		if n := s.Network(model.NetworkID(k.A)); n != nil {
+		if n := s.Network(model.NetworkID(k.A)); n != nil && !n.Deleted {
 			return n.Version, true
 		}
 	case model.KindImage:
@@ -237,6 +237,8 @@ func Writes(c *model.Change) (k model.Key, g model.Group, ok bool) {
 		return model.ImageKey(c.DeleteImage), model.GroupSpec, true
 	case c.PutTasks != nil:
 		return model.ServiceKey(c.PutTasks.Service), model.GroupTasks, true
+	case c.SetVIPs != nil:
+		return model.ServiceKey(c.SetVIPs.Service), model.GroupPorts, true
 	case c.SetNotice != nil:
 		return model.ServiceKey(c.SetNotice.Service), model.GroupUpdate, true
 	}

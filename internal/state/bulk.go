@@ -33,6 +33,9 @@ func (w *writer) putTasks(c *model.TasksPut) error {
 	if err != nil {
 		return err
 	}
+	if err := w.checkBulkNets(c); err != nil {
+		return err
+	}
 	if err := w.claimAddrs(c, order); err != nil {
 		return err
 	}
@@ -49,6 +52,9 @@ func (w *writer) putTasks(c *model.TasksPut) error {
 		t := &room[0]
 		room = room[1:]
 		w.fill(t, c, i)
+		if len(t.Nets) > 0 && placed(t) {
+			w.claimNets(t.ID, t.Nets)
+		}
 		if atEnd {
 			w.s.tasks.Load(at(t))
 		} else {
@@ -67,7 +73,7 @@ func (w *writer) fill(t *model.Task, c *model.TasksPut, i int) {
 	t.ID = model.TaskID{Service: c.Service, Num: c.First + uint64(i)}
 	t.Template, t.Desired, t.StartAt, t.JobIteration = c.Template, c.Desired, c.StartAt, c.JobIteration
 	t.Slot, t.State, t.Node = from.Slot, from.State, from.Node
-	t.Gateway4, t.Gateway6, t.Generic = from.Gateway4, from.Gateway6, from.Generic
+	t.Gateway4, t.Gateway6, t.Generic, t.Nets = from.Gateway4, from.Gateway6, from.Generic, from.Nets
 	t.Message, t.Err = c.Texts[from.Message], c.Texts[from.Err]
 	t.CreatedAt, t.StatusAt = w.now, w.now
 	t.PlaceVer, t.DesiredVer, t.StatusVer = w.stamp(1), w.stamp(1), w.stamp(1)
@@ -118,6 +124,30 @@ func (w *writer) checkPlaces(c *model.TasksPut, order []int32) ([]nodeClaim, err
 
 func books(t *model.TaskNew) bool {
 	return t.Node != 0 && t.State >= model.StateAssigned && !t.State.Terminal()
+}
+
+// checkBulkNets checks the tasks' addresses in overlay networks against the state and against each other.
+func (w *writer) checkBulkNets(c *model.TasksPut) error {
+	var given map[model.TaskNet]struct{}
+	for i := range c.Tasks {
+		t := &c.Tasks[i]
+		if len(t.Nets) == 0 || !books(t) {
+			continue
+		}
+		if err := w.checkNets(t.Nets); err != nil {
+			return err
+		}
+		if given == nil {
+			given = make(map[model.TaskNet]struct{}, len(c.Tasks))
+		}
+		for _, a := range t.Nets {
+			if _, twice := given[a]; twice {
+				return model.Stalef("address %s is in use", a.Addr4)
+			}
+			given[a] = struct{}{}
+		}
+	}
+	return nil
 }
 
 // claimAddrs books the tasks' addresses, or none of them.

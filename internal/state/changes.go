@@ -59,6 +59,8 @@ func (w *writer) change(c *model.Change) error {
 		return w.deleteImage(c.DeleteImage)
 	case c.PutTasks != nil:
 		return w.putTasks(c.PutTasks)
+	case c.SetVIPs != nil:
+		return w.setVIPs(c.SetVIPs)
 	case c.SetNotice != nil:
 		return w.editService(c.SetNotice.Service, func(v *model.Service) { v.Notice = c.SetNotice.Text })
 	}
@@ -189,35 +191,6 @@ func (w *writer) deleteNode(id model.NodeID) error {
 	}
 	w.s.nodes.Delete(id)
 	w.touch(model.NodeKey(id))
-	return nil
-}
-
-func (w *writer) putNetwork(c *model.Network) error {
-	if id, ok := w.s.netNames.Get(c.Name); ok && id != c.ID {
-		return model.Conflictf("network with name %s already exists", c.Name)
-	}
-	n := *c
-	if old := w.s.Network(c.ID); old != nil {
-		n.CreatedAt = old.CreatedAt
-	} else {
-		n.CreatedAt = w.now
-	}
-	n.Version = w.stamp(max(n.Version, 1))
-	w.s.networks.Set(n.ID, &n)
-	w.s.netNames.Set(n.Name, n.ID)
-	w.s.lastNetwork = max(w.s.lastNetwork, n.ID)
-	w.touch(model.NetworkKey(n.ID))
-	return nil
-}
-
-func (w *writer) deleteNetwork(id model.NetworkID) error {
-	n := w.s.Network(id)
-	if n == nil {
-		return model.NotFoundf("network %s not found", w.s.name(model.NetworkKey(id)))
-	}
-	w.s.networks.Delete(id)
-	w.s.netNames.Delete(n.Name)
-	w.touch(model.NetworkKey(id))
 	return nil
 }
 

@@ -28,6 +28,8 @@ type header struct {
 	Counts       map[model.Kind]int `cbor:"8,keyasint"`
 	Proposals    int                `cbor:"9,keyasint"`
 	Rests        int                `cbor:"10,keyasint,omitempty"`
+	NetUses      int                `cbor:"11,keyasint,omitempty"`
+	NetRests     int                `cbor:"12,keyasint,omitempty"`
 }
 
 type storedResult struct {
@@ -119,7 +121,7 @@ func (s *Snapshot) Encode(w io.Writer) error {
 	h := header{
 		Format: formatVersion, Index: s.index, Time: s.time,
 		LastNode: s.lastNode, LastService: s.lastService, LastTemplate: s.lastTemplate, LastNetwork: s.lastNetwork,
-		Proposals: s.doneAt.Len(), Rests: s.restAt.Len(),
+		Proposals: s.doneAt.Len(), Rests: s.restAt.Len(), NetUses: s.netUses.Len(), NetRests: s.netRests.Len(),
 		Counts: map[model.Kind]int{
 			model.KindNode: s.nodes.Len(), model.KindService: s.services.Len(), model.KindTemplate: s.temps.Len(),
 			model.KindTask: s.tasks.Len(), model.KindNetwork: s.networks.Len(), model.KindImage: s.images.Len(),
@@ -163,7 +165,7 @@ func (s *Snapshot) encodeObjects(enc *cbor.Encoder) (err error) {
 			return err
 		}
 	}
-	for v := range s.Networks() {
+	for v := range s.AllNetworks() {
 		if !put(v) {
 			return err
 		}
@@ -176,6 +178,12 @@ func (s *Snapshot) encodeObjects(enc *cbor.Encoder) (err error) {
 	s.doneAt.Scan(func(_ uint64, p *proposal) bool { return put(storedProposal{p.id, p.index, p.results}) })
 	if err == nil {
 		s.restAt.Scan(func(r rest) bool { return put(r) })
+	}
+	if err == nil {
+		s.netUses.Scan(func(id model.NetworkID, u netUse) bool { return put(storedNetUse{id, u.next}) })
+	}
+	if err == nil {
+		s.netRests.Scan(func(r netRest) bool { return put(r) })
 	}
 	return err
 }
@@ -220,12 +228,18 @@ func (s *Snapshot) decodeObjects(dec *cbor.Decoder, h *header) error {
 			s.services.Set(v.ID, v)
 			s.names.Set(v.Name(), v.ID)
 			w.claimPorts(v)
+			w.attachService(nil, v)
+			for _, vip := range v.VIPs {
+				s.bookAddr(vip.Network, vip.Addr4)
+			}
 			return nil
 		}),
 		each(dec, h.Counts[model.KindTask], func(v *model.Task) error { s.restoreTask(v, w); return nil }),
 		each(dec, h.Counts[model.KindNetwork], func(v *model.Network) error {
 			s.networks.Set(v.ID, v)
-			s.netNames.Set(v.Name, v.ID)
+			if !v.Deleted {
+				s.netNames.Set(v.Name, v.ID)
+			}
 			return nil
 		}),
 		each(dec, h.Counts[model.KindImage], func(v *model.Image) error { s.images.Set(v.Name, v); return nil }),
@@ -236,6 +250,13 @@ func (s *Snapshot) decodeObjects(dec *cbor.Decoder, h *header) error {
 			return nil
 		}),
 		each(dec, h.Rests, func(r *rest) error { s.setRest(*r); return nil }),
+		each(dec, h.NetUses, func(n *storedNetUse) error {
+			u, _ := s.netUses.Get(n.Network)
+			u.next = n.Next
+			s.netUses.Set(n.Network, u)
+			return nil
+		}),
+		each(dec, h.NetRests, func(r *netRest) error { s.setNetRest(*r); return nil }),
 	)
 }
 
@@ -254,6 +275,10 @@ func (s *Snapshot) restoreTask(t *model.Task, w *writer) {
 	s.loads.Set(t.Node, load)
 	if t.Gateway4.IsValid() {
 		s.addrs.Set(addrKey(t.Gateway4), t.ID)
+	}
+	for i := range t.Nets {
+		s.bookAddr(t.Nets[i].Network, t.Nets[i].Addr4)
+		s.netTasks.Set(netTask{t.Nets[i].Network, t.ID})
 	}
 }
 

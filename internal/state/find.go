@@ -54,7 +54,13 @@ func (s *Snapshot) FindTask(ref string) (*model.Task, error) {
 
 // FindNetwork looks a swarm network up.
 func (s *Snapshot) FindNetwork(ref string) (*model.Network, error) {
-	return find(s, model.KindNetwork, ref, func(k model.Key) *model.Network { return s.Network(model.NetworkID(k.A)) },
+	return find(s, model.KindNetwork, ref,
+		func(k model.Key) *model.Network {
+			if n := s.Network(model.NetworkID(k.A)); n != nil && !n.Deleted {
+				return n
+			}
+			return nil
+		},
 		func() []*model.Network {
 			if n := s.NetworkByName(ref); n != nil {
 				return []*model.Network{n}
@@ -62,7 +68,7 @@ func (s *Snapshot) FindNetwork(ref string) (*model.Network, error) {
 			return nil
 		},
 		func(yield func(model.Key) bool) {
-			s.networks.Scan(func(id model.NetworkID, _ *model.Network) bool { return yield(model.NetworkKey(id)) })
+			s.networks.Scan(func(id model.NetworkID, n *model.Network) bool { return n.Deleted || yield(model.NetworkKey(id)) })
 		})
 }
 

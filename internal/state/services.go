@@ -48,7 +48,11 @@ func (w *writer) newRevision(c *model.NewRevision) error {
 	}
 	n.UpdatedAt = w.now
 	n.SpecVersion, n.PortVersion = w.stamp(max(n.SpecVersion, 1)), w.stamp(max(n.PortVersion, 1))
-	n.Template, n.Ports, n.PortError = tid, c.Ports, ""
+	n.Template, n.Ports, n.PortError, n.NetError = tid, c.Ports, "", ""
+	w.attachService(old, n)
+	vips := w.keptVIPs(n)
+	w.replaceVIPs(n.VIPs, vips)
+	n.VIPs = vips
 	if c.Update != nil {
 		n.Update = c.Update
 		n.UpdateVersion = w.stamp(n.UpdateVersion)
@@ -118,6 +122,8 @@ func (w *writer) deleteService(id model.ServiceID) error {
 		return model.NotFoundf("service %s not found", w.s.name(model.ServiceKey(id)))
 	}
 	w.releasePorts(v)
+	w.attachService(v, nil)
+	w.replaceVIPs(v.VIPs, nil)
 	w.s.services.Delete(id)
 	w.s.names.Delete(v.Name())
 	w.pruneTemplates(id)

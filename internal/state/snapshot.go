@@ -83,6 +83,11 @@ type data struct {
 	svcTemps *btree.BTreeG[svcTemplate]
 	networks *btree.Map[model.NetworkID, *model.Network]
 	netNames *btree.Map[string, model.NetworkID]
+	netTasks *btree.BTreeG[netTask]    // tasks with addresses, by network
+	netSvcs  *btree.BTreeG[netService] // services by network
+	netAddrs *btree.Map[uint64, chunk] // by chunkKey
+	netUses  *btree.Map[model.NetworkID, netUse]
+	netRests *btree.BTreeG[netRest]
 	images   *btree.Map[string, *model.Image]
 	ports    *btree.BTreeG[portOwner]
 	addrs    *btree.Map[uint32, model.TaskID]
@@ -126,6 +131,11 @@ func New() *Snapshot {
 		}, o),
 		networks: new(btree.Map[model.NetworkID, *model.Network]),
 		netNames: new(btree.Map[string, model.NetworkID]),
+		netTasks: btree.NewBTreeGOptions(netTask.less, o),
+		netSvcs:  btree.NewBTreeGOptions(netService.less, o),
+		netAddrs: new(btree.Map[uint64, chunk]),
+		netUses:  new(btree.Map[model.NetworkID, netUse]),
+		netRests: btree.NewBTreeGOptions(netRest.less, o),
 		images:   new(btree.Map[string, *model.Image]),
 		ports: btree.NewBTreeGOptions(func(a, b portOwner) bool {
 			if a.port != b.port {
@@ -153,6 +163,8 @@ func (s *Snapshot) copy() *Snapshot {
 	d.tasks, d.onNode = s.tasks.Copy(), s.onNode.Copy()
 	d.temps, d.svcTemps = s.temps.Copy(), s.svcTemps.Copy()
 	d.networks, d.netNames, d.images = s.networks.Copy(), s.netNames.Copy(), s.images.Copy()
+	d.netTasks, d.netSvcs = s.netTasks.Copy(), s.netSvcs.Copy()
+	d.netAddrs, d.netUses, d.netRests = s.netAddrs.Copy(), s.netUses.Copy(), s.netRests.Copy()
 	d.ports, d.addrs, d.loads = s.ports.Copy(), s.addrs.Copy(), s.loads.Copy()
 	d.rests, d.restAt = s.rests.Copy(), s.restAt.Copy()
 	d.done, d.doneAt = s.done.Copy(), s.doneAt.Copy()
@@ -166,7 +178,7 @@ func (s *Snapshot) Time() model.Time { return s.time }
 // Cluster is the swarm itself, nil before it was initialised.
 func (s *Snapshot) Cluster() *model.Cluster { return s.cluster }
 
-// Node, Service, Task, Template, Network and Image return the object or nil.
+// Node, Service, Task, Template and Image return the object or nil.
 func (s *Snapshot) Node(id model.NodeID) *model.Node {
 	v, _ := s.nodes.Get(id)
 	return v
@@ -206,6 +218,7 @@ func (s *Snapshot) TemplateByHash(svc model.ServiceID, hash [32]byte) *model.Tem
 	return nil
 }
 
+// Network may also be one that users deleted, as long as tasks have addresses in it.
 func (s *Snapshot) Network(id model.NetworkID) *model.Network {
 	v, _ := s.networks.Get(id)
 	return v
@@ -225,7 +238,7 @@ func (s *Snapshot) Image(name string) *model.Image {
 	return v
 }
 
-// Nodes, Services, Templates, Networks and Images go over all of a kind in key order.
+// Nodes, Services, Templates and Images go over all of a kind in key order.
 func (s *Snapshot) Nodes() iter.Seq[*model.Node] {
 	return func(yield func(*model.Node) bool) {
 		s.nodes.Scan(func(_ model.NodeID, v *model.Node) bool { return yield(v) })
@@ -257,9 +270,10 @@ func (s *Snapshot) TemplatesOf(svc model.ServiceID) iter.Seq[*model.Template] {
 	}
 }
 
+// Networks leaves out those that users deleted.
 func (s *Snapshot) Networks() iter.Seq[*model.Network] {
 	return func(yield func(*model.Network) bool) {
-		s.networks.Scan(func(_ model.NetworkID, v *model.Network) bool { return yield(v) })
+		s.networks.Scan(func(_ model.NetworkID, v *model.Network) bool { return v.Deleted || yield(v) })
 	}
 }
 

@@ -70,7 +70,7 @@ func (w *writer) setTaskPlace(c *model.TaskPlaceSet) error {
 		if t.State >= model.StateAssigned {
 			return model.Stalef("task %s is %s already", w.s.name(model.TaskKey(c.Task)), t.State)
 		}
-		t.Node, t.Gateway4, t.Gateway6, t.Generic = c.Node, c.Gateway4, c.Gateway6, c.Generic
+		t.Node, t.Gateway4, t.Gateway6, t.Generic, t.Nets = c.Node, c.Gateway4, c.Gateway6, c.Generic, c.Nets
 		t.State, t.Message, t.Err, t.StatusAt = model.StateAssigned, c.Message, "", w.now
 		t.PlaceVer, t.StatusVer = w.stamp(t.PlaceVer), w.stamp(t.StatusVer)
 		return w.claimPlace(t)
@@ -100,12 +100,16 @@ func (w *writer) claimPlace(t *model.Task) error {
 	if err := ownAddress(n, t.Gateway4); err != nil {
 		return err
 	}
+	if err := w.checkNets(t.Nets); err != nil {
+		return err
+	}
 	if t.Gateway4.IsValid() {
 		if w.s.AddrInUse(t.Gateway4) {
 			return model.Stalef("address %s is in use", t.Gateway4)
 		}
 		w.s.addrs.Set(addrKey(t.Gateway4), t.ID)
 	}
+	w.claimNets(t.ID, t.Nets)
 	load.add(&sh)
 	w.s.loads.Set(t.Node, load)
 	w.s.onNode.Set(onNode(t))
@@ -123,6 +127,7 @@ func (w *writer) releasePlace(t *model.Task) {
 		w.s.loads.Set(t.Node, load)
 	}
 	w.freeAddr(t)
+	w.releaseNets(t)
 }
 
 func (w *writer) setTaskStatus(c *model.TaskStatusSet) error {
