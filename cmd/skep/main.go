@@ -24,6 +24,6 @@ func run() int {
 	return cli.Run(ctx, cli.Config{
 		Version: cli.Version{Version: version, Commit: commit},
 		Daemon:  daemon.Command(version, commit, daemon.Main),
-		Stdout:  os.Stdout, Stderr: os.Stderr, Getenv: os.Getenv,
+		Stdout:  os.Stdout, Stderr: os.Stderr, Getenv: os.Getenv, Environ: os.Environ, Stdin: os.Stdin,
 	}, os.Args[1:])
 }

@@ -35,6 +35,10 @@ type Config struct {
 	Stderr io.Writer
 	// Getenv is os.Getenv but in tests.
 	Getenv func(string) string
+	// Environ is os.Environ but in tests: Compose files are filled in from it. Nil is none.
+	Environ func() []string
+	// Stdin is what "-" reads; nil is os.Stdin.
+	Stdin io.Reader
 }
 
 type cli struct {
@@ -54,6 +58,7 @@ func Run(ctx context.Context, cfg Config, args []string) int {
 	root.SetArgs(args)
 	root.SetOut(cfg.Stdout)
 	root.SetErr(cfg.Stderr)
+	root.SetIn(cfg.Stdin)
 	err := root.ExecuteContext(ctx)
 	var exit exitCode
 	var usage usageError
@@ -95,7 +100,7 @@ updates them without an outage. The docker CLI works against it, too:
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return usageError{fmt.Errorf("%w\nSee '%s --help'", err, cmd.CommandPath())}
 	})
-	root.AddCommand(c.up(), c.down(), c.version(), c.info(), c.service(), c.image(), c.swarm())
+	root.AddCommand(c.up(), c.down(), c.version(), c.info(), c.service(), c.stack(), c.image(), c.swarm())
 	if c.Daemon != nil {
 		root.AddCommand(c.Daemon)
 	}
