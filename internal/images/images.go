@@ -1,6 +1,8 @@
-// Package images is a node's image store: what `docker load`, `images`, `inspect`, `tag` and `rmi` act on.
+// Package images is a node's image store: what `docker load`, `pull`, `push`, `images`, `inspect`, `tag` and `rmi` act on, and
+// where the agent gets the images of tasks.
 //
-// It stands between the API and containerd's content, image and snapshot stores, whose client it is given. It knows
+// It stands between its callers and containerd's content, image and snapshot stores, whose client it is given, and speaks
+// to registries through containerd's resolver. It knows
 // names as Docker normalises them, and IDs as Docker shows them (the digest of an image's configuration). It must not
 // know about tasks or services; who uses an image it is told by a function.
 package images
@@ -11,6 +13,8 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
+	"time"
 
 	client "github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/content"
@@ -23,6 +27,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/identity"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sync/semaphore"
 )
 
 const (
@@ -42,15 +47,40 @@ type Use struct {
 	Running   bool
 }
 
-// Store gives access to one node's images. Its methods are safe for concurrent use.
-type Store struct {
-	open  func(context.Context) (*client.Client, error)
-	inUse func(context.Context) ([]Use, error)
+// Config is what a store needs; fields without a default in brackets are required.
+type Config struct {
+	// Open returns containerd's client; it may wait until there is one.
+	Open func(context.Context) (*client.Client, error)
+	// InUse lists who uses images.
+	InUse func(context.Context) ([]Use, error)
+	// Registries says how registries are reached.
+	Registries Registries
+	// PreferLocal makes Ensure use an image of the name, whatever it is, before it asks a registry.
+	PreferLocal bool
+	// RetryDelay is the wait before a pull that broke off is tried again; it doubles [500 ms].
+	RetryDelay time.Duration
 }
 
-// New returns a store on the client that open returns, which may wait until there is one. inUse lists who uses images.
-func New(open func(context.Context) (*client.Client, error), inUse func(context.Context) ([]Use, error)) *Store {
-	return &Store{open: open, inUse: inUse}
+// Store gives access to one node's images. Its methods are safe for concurrent use.
+type Store struct {
+	open        func(context.Context) (*client.Client, error)
+	inUse       func(context.Context) ([]Use, error)
+	registries  Registries
+	preferLocal bool
+	retry       time.Duration
+	slots       *semaphore.Weighted // of pulls
+
+	mu    sync.Mutex
+	pulls map[pullKey]*pull
+}
+
+// New returns a store.
+func New(cfg Config) *Store {
+	if cfg.RetryDelay <= 0 {
+		cfg.RetryDelay = 500 * time.Millisecond
+	}
+	return &Store{open: cfg.Open, inUse: cfg.InUse, registries: cfg.Registries, preferLocal: cfg.PreferLocal, retry: cfg.RetryDelay,
+		slots: semaphore.NewWeighted(pullsAtOnce), pulls: map[pullKey]*pull{}}
 }
 
 // Resolved is what an image's name stands for on this node.

@@ -12,7 +12,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/containerd/containerd/v2/client"
 	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/image"
 	"github.com/opencontainers/go-digest"
@@ -24,6 +23,12 @@ import (
 
 // store opens an image store in a directory of its own. uses is what the test says of containers.
 func store(t *testing.T, uses *[]images.Use) *images.Store {
+	t.Helper()
+	return storeOf(t, uses, images.Config{})
+}
+
+// storeOf is store with settings.
+func storeOf(t *testing.T, uses *[]images.Use, cfg images.Config) *images.Store {
 	t.Helper()
 	if os.Getuid() != 0 {
 		t.Skip("unpacking images needs root")
@@ -49,13 +54,15 @@ func store(t *testing.T, uses *[]images.Use) *images.Store {
 			t.Error(err)
 		}
 	})
-	return images.New(func(ctx context.Context) (*client.Client, error) { return rt.Client(ctx) },
-		func(context.Context) ([]images.Use, error) {
-			if uses == nil {
-				return nil, nil
-			}
-			return *uses, nil
-		})
+	cfg.RetryDelay = 5 * time.Millisecond
+	cfg.Open = rt.Client
+	cfg.InUse = func(context.Context) ([]images.Use, error) {
+		if uses == nil {
+			return nil, nil
+		}
+		return *uses, nil
+	}
+	return images.New(cfg)
 }
 
 func small() []imagetest.File {

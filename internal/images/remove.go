@@ -9,6 +9,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/distribution/reference"
 	"github.com/moby/moby/api/types/image"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
 // Tag gives the image that source stands for another name. It moves the name if it stands for another image, which
@@ -30,13 +31,18 @@ func (s *Store) Tag(ctx context.Context, source, name string) error {
 	if err != nil {
 		return err
 	}
+	return nameTarget(ctx, c, ref.String(), e.target)
+}
+
+// nameTarget lets a canonical name with a tag stand for an image that is here.
+func nameTarget(ctx context.Context, c *client.Client, name string, target ocispec.Descriptor) error {
 	store := c.ImageService()
-	if old, err := store.Get(ctx, ref.String()); err == nil && old.Target.Digest != e.target.Digest {
+	if old, err := store.Get(ctx, name); err == nil && old.Target.Digest != target.Digest {
 		if err := keepNameless(ctx, c, old); err != nil {
 			return err
 		}
 	}
-	record := images.Image{Name: ref.String(), Target: e.target}
+	record := images.Image{Name: name, Target: target}
 	if _, err := store.Create(ctx, record); errdefs.IsAlreadyExists(err) {
 		_, err = store.Update(ctx, record, "target")
 		if err != nil {
@@ -45,7 +51,7 @@ func (s *Store) Tag(ctx context.Context, source, name string) error {
 	} else if err != nil {
 		return fmt.Errorf("tag image %s: %w", familiar(record.Name), err)
 	}
-	err = store.Delete(ctx, untagged+"@"+e.target.Digest.String())
+	err := store.Delete(ctx, untagged+"@"+target.Digest.String())
 	if err != nil && !errdefs.IsNotFound(err) {
 		return fmt.Errorf("tag image %s: %w", familiar(record.Name), err)
 	}

@@ -1,0 +1,65 @@
+package images
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	client "github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/containerd/v2/core/remotes"
+	"github.com/containerd/errdefs"
+	"github.com/distribution/reference"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// checked follows what a pull fetches, and says of which part an error is. A part that is wrong is thrown away, so that
+// the next attempt does not go on from it.
+func (s *Store) checked(c *client.Client, p *pull, next images.Handler) images.Handler {
+	return images.HandlerFunc(func(ctx context.Context, desc ocispec.Descriptor) ([]ocispec.Descriptor, error) {
+		children, err := next.Handle(ctx, desc)
+		if err != nil {
+			return nil, part(ctx, c.ContentStore(), p.ref, desc, err)
+		}
+		p.track.meet(ctx, c.ContentStore(), desc, children)
+		return children, nil
+	})
+}
+
+// part words an error of fetching one blob.
+func part(ctx context.Context, store content.Store, ref reference.Named, desc ocispec.Descriptor, err error) error {
+	if ctx.Err() != nil {
+		return err
+	}
+	what := "layer"
+	switch {
+	case images.IsManifestType(desc.MediaType), images.IsIndexType(desc.MediaType):
+		what = "manifest"
+	case images.IsConfigType(desc.MediaType):
+		what = "configuration"
+	}
+	key := remotes.MakeRefKey(ctx, desc)
+	status, _ := statusOf(err)
+	text := err.Error()
+	switch {
+	case strings.Contains(text, "unexpected commit digest"), strings.Contains(text, "read past expected size"), strings.Contains(text, "read exceeds expected size"):
+		if abort := store.Abort(ctx, key); abort != nil && !errdefs.IsNotFound(abort) {
+			return fmt.Errorf("throw away a damaged %s: %w", what, abort)
+		}
+		return &registryError{text: fmt.Sprintf("%s %s of %s is damaged: filesystem layer verification failed for digest %s", what, shortID(desc.Digest), familiarRef(ref), desc.Digest),
+			kind: errdefs.ErrDataLoss, again: true}
+	case status == 416, strings.Contains(text, "short read"):
+		have := int64(0)
+		if st, err := store.Status(ctx, key); err == nil {
+			have = st.Offset
+		}
+		return &registryError{text: fmt.Sprintf("%s %s of %s is cut short: the registry sent %d of %d bytes", what, shortID(desc.Digest), familiarRef(ref), have, desc.Size),
+			kind: errdefs.ErrDataLoss, again: true}
+	}
+	err = explain(ctx, pulling, ref, err)
+	if errdefs.IsNotFound(err) && what != "manifest" {
+		return &registryError{text: fmt.Sprintf("%s %s of %s is missing in the registry: blob unknown", what, shortID(desc.Digest), familiarRef(ref)), kind: errdefs.ErrNotFound}
+	}
+	return err
+}
