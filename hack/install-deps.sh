@@ -4,7 +4,7 @@
 set -eu
 
 # program that must be on PATH (or in an sbin directory) : package that brings it
-NEEDS="runc:runc nft:nftables busybox:busybox-static ip:iproute2 dpkg-deb:dpkg"
+NEEDS="runc:runc nft:nftables busybox:busybox-static ip:iproute2 dpkg-deb:dpkg docker-registry:docker-registry"
 # runtimes that install as a bare program would hide a dynamic busybox: the test
 # image needs the static one.
 PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin"

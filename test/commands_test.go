@@ -41,6 +41,7 @@ func commands() map[string]command {
 		"conn":     connCommand,
 		"udp":      udp,
 		"host":     hostCommand,
+		"registry": registryCommand,
 	}
 }
 

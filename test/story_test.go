@@ -116,6 +116,7 @@ type story struct {
 	traffic   *traffic
 	watch     *watch
 	conns     map[string]net.Conn
+	registry  *testRegistry
 }
 
 func newStory(env *testscript.Env, shared *sharedParts) (*story, error) {
@@ -187,6 +188,11 @@ func (s *story) close() error {
 	}
 	for _, c := range s.conns {
 		c.Close()
+	}
+	if s.registry != nil && s.registry.server != nil {
+		if err := s.registry.down(); err != nil {
+			fmt.Fprintln(os.Stderr, "ending a story's registry:", err)
+		}
 	}
 	err := s.lab.Close() // kills the daemon and all that it started
 	if s.daemon != nil {

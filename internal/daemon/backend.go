@@ -228,6 +228,8 @@ func sorted(err error) error {
 		return model.Invalidf("%v", err)
 	case errdefs.IsConflict(err), errdefs.IsAlreadyExists(err):
 		return model.Conflictf("%v", err)
+	case errdefs.IsUnauthorized(err):
+		return model.Errorf(model.Unauthorized, "%v", err)
 	case errdefs.IsUnavailable(err):
 		return model.Errorf(model.Unavailable, "%v", err)
 	}

@@ -177,7 +177,8 @@ func newAPI(h *host, m *member, listeners []net.Listener, below func() error) *a
 	b := &backend{host: h, member: m, below: below}
 	docker := dockerapi.New(dockerapi.Config{
 		Backend: b, Logger: h.log.With("part", "api"), Modes: []string{"replicated", "global", "replicated-job", "global-job"},
-		Version: dockerapi.Version{Version: h.cfg.Version, GitCommit: h.cfg.Commit},
+		PreferLocalImages: h.preferLocalImages(),
+		Version:           dockerapi.Version{Version: h.cfg.Version, GitCommit: h.cfg.Commit},
 	})
 	mux := http.NewServeMux()
 	mux.Handle("/skep/", skepapi.New(b))

@@ -59,8 +59,7 @@ func newHost(ctx context.Context, cfg *Config, log *slog.Logger) (*host, error) 
 	if err != nil {
 		return nil, fmt.Errorf("network: %w", err)
 	}
-	h.images = images.New(h.runtime.Client, h.imageUses)
-	return h, nil
+	return h, h.openImages()
 }
 
 func (h *host) parts() []func(context.Context) error {

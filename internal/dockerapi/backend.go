@@ -23,6 +23,7 @@ type Backend interface {
 	Host
 	Logs
 	Images
+	Registries
 	Containers
 	Volumes
 }

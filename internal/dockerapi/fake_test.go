@@ -33,6 +33,7 @@ type fake struct {
 	nextID   int
 	lines    map[model.TaskID][]LogLine
 	images   []Image
+	registry fakeRegistry
 	vols     []volume.Volume
 	taken    map[uint32]string // host ports that a program holds
 	// beforePropose, when set, runs before a batch is applied: others may write in between.

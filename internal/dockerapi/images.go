@@ -44,7 +44,10 @@ func repoDigests(img *Image) []string {
 func repoTags(img *Image) []string {
 	out := []string{}
 	for _, n := range img.Names {
-		out = append(out, familiar(n))
+		// One that was pulled by its digest has a name without a tag, which is among the digests.
+		if named, err := reference.ParseNormalizedNamed(n); err == nil && isTagged(named) {
+			out = append(out, familiar(n))
+		}
 	}
 	return out
 }
@@ -213,13 +216,7 @@ func (s *Server) loadImages(r *request) error {
 		}
 		err = s.recordImages(r.ctx(), images)
 	}
-	if err != nil && !out.started {
-		return err
-	}
-	if err != nil {
-		out.write(map[string]any{"errorDetail": map[string]string{"message": err.Error()}, "error": err.Error()})
-	}
-	return out.err
+	return out.end(err)
 }
 
 // recordImages writes into the swarm's image table what the names mean now, so that nodes agree on

@@ -130,6 +130,12 @@ func (s *Server) localRoutes(t routeTable) {
 
 	t.get("/images/json", s.listImages)
 	t.add(http.MethodPost, "/images/load", s.loadImages).stream = true
+	t.add(http.MethodPost, "/images/create", s.pullImage).stream = true
+	t.add(http.MethodPost, "/images/{name...}/push", s.pushImage).stream = true
+	t.add(http.MethodGet, "/images/get", s.saveImages).stream = true
+	t.add(http.MethodGet, "/images/{name...}/get", s.saveImages).stream = true
+	t.post("/images/prune", s.pruneImages)
+	t.post("/auth", s.login)
 	t.get("/images/{name...}/json", s.getImage)
 	t.get("/images/{name...}/history", s.getImageHistory)
 	t.post("/images/{name...}/tag", s.tagImage)

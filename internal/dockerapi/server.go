@@ -33,6 +33,8 @@ type Config struct {
 	// Modes are the service modes that the planner runs ("replicated", "global", …); nil means
 	// replicated only. The others are refused with 501.
 	Modes []string
+	// PreferLocalImages makes an image's name mean what the swarm's table or this node says, before its registry is asked.
+	PreferLocalImages bool
 	// Now and Rand are the clock and the randomness; nil means the real ones.
 	Now  func() time.Time
 	Rand io.Reader
@@ -59,15 +61,18 @@ type Server struct {
 	version Version
 	log     *slog.Logger
 	modes   map[string]bool
-	now     func() time.Time
-	rand    io.Reader
-	routes  routeTable
-	events  *eventLog
+	// preferLocal is Config.PreferLocalImages.
+	preferLocal bool
+
+	now    func() time.Time
+	rand   io.Reader
+	routes routeTable
+	events *eventLog
 }
 
 // New makes a Server. It starts nothing.
 func New(c Config) *Server {
-	s := &Server{backend: c.Backend, version: c.Version, log: c.Logger, now: c.Now, rand: c.Rand, modes: map[string]bool{}, events: newEventLog()}
+	s := &Server{backend: c.Backend, version: c.Version, log: c.Logger, now: c.Now, rand: c.Rand, preferLocal: c.PreferLocalImages, modes: map[string]bool{}, events: newEventLog()}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}

@@ -126,3 +126,15 @@ func (s *jsonStream) write(v any) {
 	}
 	s.err = s.rc.Flush()
 }
+
+// end finishes a stream: an error before its beginning has a status of its own, one after it is the last object.
+func (s *jsonStream) end(err error) error {
+	if err != nil && !s.started {
+		return err
+	}
+	s.start()
+	if err != nil {
+		s.write(errorLine(err))
+	}
+	return s.err
+}

@@ -24,6 +24,7 @@ const (
 	layersAtOnce = 3
 	// maxAttempts is how often a pull that does not advance is tried; one that advances may fail more often.
 	maxAttempts = 5
+	maxDamaged  = 2 // with the same wrong bytes again the registry has no others
 	maxDelay    = 10 * time.Second
 )
 
@@ -58,9 +59,6 @@ func (s *Store) Pull(ctx context.Context, name string, auth registry.AuthConfig,
 		return Resolved{}, err
 	}
 	p := s.join(ctx, c, ref, auth)
-	if progress != nil {
-		progress(Progress{ID: tagOf(ref), Status: "Pulling from " + reference.Path(ref)})
-	}
 	s.watch(ctx, c, p, progress)
 	if err := s.leave(ctx, p); err != nil {
 		return Resolved{}, err
@@ -195,7 +193,7 @@ func (s *Store) insist(ctx context.Context, c *client.Client, p *pull) error {
 		if now := p.track.received(ctx, c.ContentStore()); now > had {
 			failures, had, delay = 1, now, s.retry
 		}
-		if failures >= maxAttempts {
+		if failures >= maxAttempts || failures >= maxDamaged && errdefs.IsDataLoss(err) {
 			return err
 		}
 		p.track.note(Progress{Status: fmt.Sprintf("%v: trying again in %v", err, delay.Round(time.Millisecond))})
@@ -217,6 +215,7 @@ func (s *Store) attempt(ctx context.Context, c *client.Client, p *pull) error {
 			return explain(ctx, pulling, p.ref, err)
 		}
 		p.target = desc
+		p.track.note(Progress{ID: tagOf(p.ref), Status: "Pulling from " + reference.Path(p.ref)})
 	}
 	pinned, err := reference.WithDigest(reference.TrimNamed(p.ref), p.target.Digest)
 	if err != nil {

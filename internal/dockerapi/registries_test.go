@@ -1,0 +1,141 @@
+package dockerapi
+
+import (
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"testing/synctest"
+
+	"github.com/moby/moby/api/pkg/authconfig"
+	"github.com/moby/moby/api/types/registry"
+	"github.com/skep-swarm/skep/internal/model"
+)
+
+const (
+	digestA = "sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"
+	digestB = "sha256:bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb"
+)
+
+func callAs(t *testing.T, s http.Handler, method, path, password string) *httptest.ResponseRecorder {
+	t.Helper()
+	header, err := authconfig.Encode(registry.AuthConfig{Username: "ann", Password: password})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := httptest.NewRequest(method, path, nil)
+	r.Header.Set(registry.AuthHeader, header)
+	w := httptest.NewRecorder()
+	s.ServeHTTP(w, r)
+	return w
+}
+
+func TestPullAndPush(t *testing.T) {
+	s, f := newSwarm(t)
+	f.registry = fakeRegistry{password: "right", images: map[string]string{"docker.io/library/web:1": digestA, "docker.io/library/web:2": "breaks"}}
+	for _, tt := range []struct {
+		method, path, password string
+		status                 int
+		want                   []string
+	}{
+		{"POST", "/images/create?fromImage=web&tag=1", "right", 200, []string{
+			`{"status":"Pulling from x","progressDetail":{},"id":"1"}`,
+			`{"status":"Downloading","progressDetail":{"current":1,"total":2},"progress":"[=========================\u003e                         ] 1B/2B","id":"abc"}`,
+			`{"status":"Status: Downloaded newer image for x"}`}},
+		{"POST", "/images/create?fromImage=web:2", "right", 200, []string{`"error":"connection reset"`, `"errorDetail":{"message":"connection reset"}`}},
+		{"POST", "/images/create?fromImage=web&tag=1", "wrong", 404, []string{"pull access denied for docker.io/library/web:1"}},
+		{"POST", "/images/create?fromImage=web&tag=3", "right", 404, []string{"manifest unknown"}},
+		{"POST", "/images/create?fromImage=web", "right", 501, []string{"name the tag"}},
+		{"POST", "/images/create?fromImage=Web&tag=1", "right", 400, []string{"invalid reference format"}},
+		{"POST", "/images/create?fromSrc=-", "right", 501, []string{"docker image load"}},
+		{"POST", "/images/web:1/tag?repo=r.example/team/web&tag=9", "", 201, nil},
+		{"POST", "/images/r.example/team/web/push?tag=9", "wrong", 404, []string{"push access denied"}},
+		{"POST", "/images/r.example/team/web/push?tag=9", "right", 200, []string{
+			`{"status":"The push refers to repository [r.example/team/web:9]"}`, `{"aux":{"Digest":"` + digestA + `","Size":500,"Tag":"9"},"progressDetail":{}}`}},
+		{"POST", "/images/r.example/team/web/push", "right", 200, []string{`"Tag":"9"`}},
+		{"POST", "/images/r.example/other/push", "right", 404, []string{"An image does not exist locally with the tag: r.example/other"}},
+		{"GET", "/images/get?names=a&names=b", "", 200, []string{"a,b"}},
+		{"GET", "/images/r.example/team/web:9/get", "", 200, []string{"r.example/team/web:9"}},
+		{"GET", "/images/none/get", "", 404, []string{"No such image: none:latest"}},
+	} {
+		w := callAs(t, s, tt.method, tt.path, tt.password)
+		if w.Code != tt.status {
+			t.Errorf("%s %s: %d %s, want %d", tt.method, tt.path, w.Code, w.Body, tt.status)
+		}
+		for _, line := range tt.want {
+			if !strings.Contains(w.Body.String(), line) {
+				t.Errorf("%s %s lacks %s:\n%s", tt.method, tt.path, line, w.Body)
+			}
+		}
+	}
+	if img := f.snap.Image("r.example/team/web:9"); img == nil || img.Digest != digestA {
+		t.Errorf("the swarm's table has %+v for what was pushed", img)
+	}
+	for password, status := range map[string]int{"right": 200, "wrong": 401} {
+		w := call(s, http.MethodPost, "/auth", `{"username":"ann","password":"`+password+`","serveraddress":"r.example"}`)
+		if w.Code != status || status == 200 && w.Body.String() != `{"Status":"Login Succeeded"}`+"\n" {
+			t.Errorf("login with the %s password: %d %s", password, w.Code, w.Body)
+		}
+	}
+	r := httptest.NewRequest(http.MethodPost, "/images/create?fromImage=web:1", nil)
+	r.Header.Set(registry.AuthHeader, "%%")
+	w := httptest.NewRecorder()
+	if s.ServeHTTP(w, r); w.Code != http.StatusBadRequest {
+		t.Errorf("a broken header: %d %s", w.Code, w.Body)
+	}
+}
+
+// TestMeaning: a name means what its registry says, else what the swarm's table says, else what this node has.
+func TestMeaning(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, f := newSwarm(t)
+		f.registry = fakeRegistry{images: map[string]string{"docker.io/library/both:1": digestA}}
+		for _, n := range []string{"both", "table"} {
+			f.change(model.Change{PutImage: &model.Image{Name: "docker.io/library/" + n + ":1", Digest: digestB}})
+		}
+		f.images = []Image{{ID: digestA, Digest: digestB, Names: []string{"docker.io/library/here:1"}}}
+		ask := func(name, want string) {
+			t.Helper()
+			w := callAs(t, s, http.MethodGet, "/distribution/"+name+"/json", "")
+			if want == "" && w.Code != http.StatusNotFound || want != "" && (w.Code != http.StatusOK || !strings.Contains(w.Body.String(), `"digest":"`+want+`"`)) {
+				t.Errorf("%s means %d %s, want %q", name, w.Code, w.Body, want)
+			}
+		}
+		ask("both:1", digestA)
+		ask("table:1", digestB)
+		ask("here:1", digestB)
+		ask("none:1", "")
+		s.preferLocal = true
+		ask("both:1", digestB)
+		s.preferLocal = false
+		f.registry.silent = true
+		begin := s.now()
+		ask("both:1", digestB)
+		if d := s.now().Sub(begin); d > knownTimeout {
+			t.Errorf("a silent registry was waited for %v", d)
+		}
+		if w := call(s, http.MethodGet, "/distribution/none:1/json", ""); w.Code != http.StatusServiceUnavailable || !strings.Contains(w.Body.String(), "registry docker.io did not answer within 15s") {
+			t.Errorf("a silent registry and nobody else: %d %s", w.Code, w.Body)
+		}
+	})
+}
+
+func TestPruneImages(t *testing.T) {
+	s, f := newSwarm(t)
+	const name = "docker.io/library/web:1"
+	f.images = []Image{{ID: digestA, Digest: digestA, Names: []string{name}, Size: 3}, {ID: digestB, Digest: digestB, Size: 4, Labels: map[string]string{"keep": ""}}}
+	f.change(model.Change{PutImage: &model.Image{Name: name, Digest: digestA}})
+	for _, tt := range []struct{ filters, want string }{
+		{`{"label!":{"keep":true}}`, `{"ImagesDeleted":[],"SpaceReclaimed":0}`},
+		{`{"until":{"x":true}}`, `invalid until filter`},
+		{`{"dangling":{"true":true},"until":{"1h":true}}`, `{"ImagesDeleted":[{"Deleted":"` + digestB + `"}],"SpaceReclaimed":4}`},
+		{`{"dangling":{"false":true}}`, `{"ImagesDeleted":[{"Untagged":"web:1"},{"Deleted":"` + digestA + `"}],"SpaceReclaimed":3}`},
+	} {
+		if w := call(s, http.MethodPost, "/images/prune?filters="+tt.filters, ""); !strings.Contains(w.Body.String(), tt.want) {
+			t.Errorf("prune %s: %d %s, want %s", tt.filters, w.Code, w.Body, tt.want)
+		}
+	}
+	if f.snap.Image(name) != nil {
+		t.Error("the removed name is still in the swarm's table")
+	}
+}
