@@ -100,34 +100,6 @@ func admitContainer(s *swarm.ServiceSpec) error {
 	return nil
 }
 
-// admitReferences answers for secrets and configs: none can exist yet, so none can be found.
-func admitReferences(c *swarm.ContainerSpec) error {
-	var secrets, configs []string
-	for _, r := range c.Secrets {
-		if r != nil {
-			secrets = append(secrets, r.SecretName)
-		}
-	}
-	for _, r := range c.Configs {
-		if r != nil {
-			configs = append(configs, r.ConfigName)
-		}
-	}
-	for _, missing := range []struct {
-		kind  string
-		names []string
-	}{{"secret", secrets}, {"config", configs}} {
-		switch len(missing.names) {
-		case 0:
-		case 1:
-			return invalid("%s not found: %s", missing.kind, missing.names[0])
-		default:
-			return invalid("%ss not found: %s", missing.kind, strings.Join(missing.names, ", "))
-		}
-	}
-	return nil
-}
-
 func admitMounts(s *swarm.ServiceSpec) error {
 	seen := map[string]bool{}
 	for _, m := range containerOf(s).Mounts {

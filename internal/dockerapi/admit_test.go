@@ -48,8 +48,16 @@ func TestAdmit(t *testing.T) {
 		{"image mount", `{"TaskTemplate":{"ContainerSpec":{"Image":"a","Mounts":[{"Type":"image","Source":"a","Target":"/a"}]}}}`, "mounts of type cluster, image and npipe are not available yet: use bind, volume or tmpfs"},
 		{"health", `{"TaskTemplate":{"ContainerSpec":{"Image":"a","HealthCheck":{"Test":["CMD","x"],"Interval":1000}}}}`, rpc + "ContainerSpec: Interval in HealthConfig cannot be less than 1ms"},
 		{"env", `{"TaskTemplate":{"ContainerSpec":{"Image":"a","Env":["=x"]}}}`, rpc + "ContainerSpec: invalid environment variable: =x"},
-		{"secrets", `{"TaskTemplate":{"ContainerSpec":{"Image":"a","Secrets":[{"SecretName":"x"},{"SecretName":"y"}]}}}`, rpc + "secrets not found: x, y"},
-		{"config", `{"TaskTemplate":{"ContainerSpec":{"Image":"a","Configs":[{"ConfigName":"x"}]}}}`, rpc + "config not found: x"},
+		{"secret without id", `{"TaskTemplate":{"ContainerSpec":{"Image":"a","Secrets":[{"SecretName":"x","File":{"Name":"x"}}]}}}`, rpc + "malformed secret reference"},
+		{"secret without target", `{"TaskTemplate":{"ContainerSpec":{"Image":"a","Secrets":[{"SecretID":"1","SecretName":"x"}]}}}`, rpc + "malformed secret reference, no target provided"},
+		{"secret without file", `{"TaskTemplate":{"ContainerSpec":{"Image":"a","Secrets":[{"SecretID":"1","SecretName":"x","File":{"UID":"0"}}]}}}`, rpc + "malformed file secret reference, invalid target file name provided"},
+		{"secrets at one target", `{"TaskTemplate":{"ContainerSpec":{"Image":"a","Secrets":[{"SecretID":"1","SecretName":"x","File":{"Name":"f"}},{"SecretID":"2","SecretName":"y","File":{"Name":"f"}}]}}}`, rpc + "secret references 'x' and 'y' have a conflicting target: 'f'"},
+		{"config at a secret's target", `{"TaskTemplate":{"ContainerSpec":{"Image":"a","Secrets":[{"SecretID":"1","SecretName":"x","File":{"Name":"f"}}],"Configs":[{"ConfigID":"2","ConfigName":"y","File":{"Name":"/run/secrets/f"}}]}}}`, rpc + "secret reference 'x' and config reference 'y' have a conflicting target: '/run/secrets/f'"},
+		{"config at a mount", `{"TaskTemplate":{"ContainerSpec":{"Image":"a","Mounts":[{"Type":"tmpfs","Target":"/c"}],"Configs":[{"ConfigID":"2","ConfigName":"c","File":{"Name":"c"}}]}}}`, rpc + "ContainerSpec: duplicate mount point: /c: it is the target of config 'c', too"},
+		{"config as root", `{"TaskTemplate":{"ContainerSpec":{"Image":"a","Configs":[{"ConfigID":"2","ConfigName":"c","File":{"Name":".."}}]}}}`, rpc + `ContainerSpec: config 'c': ".." is not the name of a file`},
+		{"config's owner", `{"TaskTemplate":{"ContainerSpec":{"Image":"a","Configs":[{"ConfigID":"2","ConfigName":"c","File":{"Name":"c","UID":"root"}}]}}}`, rpc + `ContainerSpec: config 'c': invalid user "root": it must be a number`},
+		{"config for the runtime", `{"TaskTemplate":{"ContainerSpec":{"Image":"a","Configs":[{"ConfigID":"2","ConfigName":"c","Runtime":{}}]}}}`, "config 'c': configs for the runtime hold credential specs, which are for Windows and not available"},
+		{"secret and config", `{"TaskTemplate":{"ContainerSpec":{"Image":"a","Secrets":[{"SecretID":"1","SecretName":"x","File":{"Name":"f","UID":"1","GID":"2","Mode":256}}],"Configs":[{"ConfigID":"2","ConfigName":"f","File":{"Name":"f"}}]}}}`, ""},
 		{"network", `{"TaskTemplate":{"Networks":[{"Target":"x"}]}}`, "networks of services are not available yet: published ports and egress work without one"},
 	} {
 		base := map[string]any{}

@@ -116,7 +116,7 @@ func TestErrors(t *testing.T) {
 		{"POST", "/services/web/update?version=99999", `{"Name":"web","TaskTemplate":{"ContainerSpec":{"Image":"web:v1"}}}`, nil, 500, "rpc error: code = Unknown desc = update out of sequence"},
 		{"GET", "/tasks/nope", "", nil, 404, "task nope not found"},
 		{"GET", "/secrets/nope", "", nil, 404, "secret nope not found"},
-		{"POST", "/configs/create", "{}", nil, 501, "configs are not available yet: give the service a bind mount or an environment variable"},
+		{"POST", "/configs/create", "{}", nil, 400, "rpc error: code = InvalidArgument desc = name must be provided"},
 		{"GET", "/services/web/logs", "", nil, 400, "Bad parameters: you must choose at least one stream"},
 		{"POST", "/swarm/init", "{}", nil, 503, alreadyInSwarm},
 		{"POST", "/swarm/unlock", "{}", nil, 409, "swarm is not locked"},

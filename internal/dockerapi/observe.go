@@ -38,6 +38,8 @@ func (s *Server) observe(a Applied) {
 			o.node(k)
 		case model.KindNetwork:
 			o.network(k)
+		case model.KindSecret, model.KindConfig:
+			o.payload(k)
 		case model.KindTask:
 			o.task(k)
 		}
@@ -154,6 +156,21 @@ func (o *observer) network(k model.Key) {
 		shown = old
 	}
 	o.emit(events.NetworkEventType, lifecycle(old != nil, now != nil), scopeSwarm, o.namer.ID(k), map[string]string{"name": shown.Name, "type": shown.Driver}, o.at)
+}
+
+func (o *observer) payload(k model.Key) {
+	old, now := o.Before.Payload(k), o.After.Payload(k)
+	if old == nil && now == nil {
+		return
+	}
+	shown, typ := now, events.SecretEventType
+	if shown == nil {
+		shown = old
+	}
+	if k.Kind == model.KindConfig {
+		typ = events.ConfigEventType
+	}
+	o.emit(typ, lifecycle(old != nil, now != nil), scopeSwarm, o.namer.ID(k), map[string]string{"name": shown.Name()}, o.at)
 }
 
 // task emits the container's events of a task on this node, as far as its states tell them.

@@ -115,12 +115,7 @@ func (s *Server) swarmRoutes(t routeTable) {
 	t.get("/tasks/{id}", s.getTask)
 	t.add(http.MethodGet, "/tasks/{id}/logs", s.taskLogs).stream = true
 
-	for _, kind := range []string{"secret", "config"} {
-		t.get("/"+kind+"s", s.listNone)
-		t.get("/"+kind+"s/{id}", s.notFound(kind))
-		t.delete("/"+kind+"s/{id}", s.notFound(kind))
-		t.post("/"+kind+"s/{id}/update", s.notFound(kind))
-	}
+	s.payloadRoutes(t)
 }
 
 func (s *Server) localRoutes(t routeTable) {

@@ -183,23 +183,3 @@ func (s *Server) pruneBuild(r *request) error {
 func (s *Server) emptyList(r *request) error {
 	return writeJSON(r, http.StatusOK, []struct{}{})
 }
-
-// listNone lists secrets and configs: a swarm has none yet.
-func (s *Server) listNone(r *request) error {
-	if _, err := readFilters(r, "id", "label", "name", "names"); err != nil {
-		return err
-	}
-	if _, err := s.state(r.ctx()); err != nil {
-		return err
-	}
-	return s.emptyList(r)
-}
-
-func (s *Server) notFound(kind string) handler {
-	return func(r *request) error {
-		if _, err := s.state(r.ctx()); err != nil {
-			return err
-		}
-		return notFoundf("%s %s not found", kind, r.vars["id"])
-	}
-}

@@ -14,8 +14,6 @@ import (
 
 // laterRoutes answer 501 with their line. They are tried after all others.
 var laterRoutes = []struct{ method, pattern, line string }{
-	{http.MethodPost, "/secrets/create", "secrets are not available yet: give the service a bind mount or an environment variable"},
-	{http.MethodPost, "/configs/create", "configs are not available yet: give the service a bind mount or an environment variable"},
 	{http.MethodPost, "/networks/{id}/connect", "connecting containers to networks is not available yet"},
 	{http.MethodPost, "/networks/{id}/disconnect", "disconnecting containers from networks is not available yet"},
 	{http.MethodPost, "/networks/prune", "pruning networks is not available yet"},

@@ -78,6 +78,9 @@ type Change struct {
 	SetNotice      *NoticeSet      `cbor:"22,keyasint,omitempty"`
 	PutTasks       *TasksPut       `cbor:"23,keyasint,omitempty"` // creates many tasks of one service
 	SetVIPs        *VIPsSet        `cbor:"24,keyasint,omitempty"`
+	PutPayload     *Payload        `cbor:"40,keyasint,omitempty"` // creates a secret or a config
+	SetPayload     *PayloadSet     `cbor:"41,keyasint,omitempty"`
+	DeletePayload  *Key            `cbor:"42,keyasint,omitempty"`
 }
 
 // Weight is how many changes this one counts for in a batch.

@@ -150,6 +150,10 @@ func (s *Snapshot) Version(k model.Key, g model.Group) (uint64, bool) {
 		if n := s.Network(model.NetworkID(k.A)); n != nil && !n.Deleted {
 			return n.Version, true
 		}
+	case model.KindSecret, model.KindConfig:
+		if p := s.Payload(k); p != nil {
+			return p.Version, true
+		}
 	case model.KindImage:
 		if i := s.Image(k.Name); i != nil {
 			return i.Version, true
@@ -239,6 +243,12 @@ func Writes(c *model.Change) (k model.Key, g model.Group, ok bool) {
 		return model.ServiceKey(c.PutTasks.Service), model.GroupTasks, true
 	case c.SetVIPs != nil:
 		return model.ServiceKey(c.SetVIPs.Service), model.GroupPorts, true
+	case c.PutPayload != nil:
+		return c.PutPayload.Key(), model.GroupSpec, true
+	case c.SetPayload != nil:
+		return c.SetPayload.Payload, model.GroupSpec, true
+	case c.DeletePayload != nil:
+		return *c.DeletePayload, model.GroupSpec, true
 	case c.SetNotice != nil:
 		return model.ServiceKey(c.SetNotice.Service), model.GroupUpdate, true
 	}

@@ -61,6 +61,12 @@ func (w *writer) change(c *model.Change) error {
 		return w.putTasks(c.PutTasks)
 	case c.SetVIPs != nil:
 		return w.setVIPs(c.SetVIPs)
+	case c.PutPayload != nil:
+		return w.putPayload(c.PutPayload)
+	case c.SetPayload != nil:
+		return w.setPayload(c.SetPayload)
+	case c.DeletePayload != nil:
+		return w.deletePayload(*c.DeletePayload)
 	case c.SetNotice != nil:
 		return w.editService(c.SetNotice.Service, func(v *model.Service) { v.Notice = c.SetNotice.Text })
 	}

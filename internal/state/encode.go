@@ -30,6 +30,8 @@ type header struct {
 	Rests        int                `cbor:"10,keyasint,omitempty"`
 	NetUses      int                `cbor:"11,keyasint,omitempty"`
 	NetRests     int                `cbor:"12,keyasint,omitempty"`
+	LastSecret   uint64             `cbor:"20,keyasint,omitempty"`
+	LastConfig   uint64             `cbor:"21,keyasint,omitempty"`
 }
 
 type storedResult struct {
@@ -122,6 +124,7 @@ func (s *Snapshot) Encode(w io.Writer) error {
 		Format: formatVersion, Index: s.index, Time: s.time,
 		LastNode: s.lastNode, LastService: s.lastService, LastTemplate: s.lastTemplate, LastNetwork: s.lastNetwork,
 		Proposals: s.doneAt.Len(), Rests: s.restAt.Len(), NetUses: s.netUses.Len(), NetRests: s.netRests.Len(),
+		LastSecret: s.payloads.lastSecret, LastConfig: s.payloads.lastConfig,
 		Counts: map[model.Kind]int{
 			model.KindNode: s.nodes.Len(), model.KindService: s.services.Len(), model.KindTemplate: s.temps.Len(),
 			model.KindTask: s.tasks.Len(), model.KindNetwork: s.networks.Len(), model.KindImage: s.images.Len(),
@@ -129,6 +132,11 @@ func (s *Snapshot) Encode(w io.Writer) error {
 	}
 	if s.cluster != nil {
 		h.Counts[model.KindCluster] = 1
+	}
+	for _, kind := range payloadKinds {
+		for range s.Payloads(kind) {
+			h.Counts[kind]++
+		}
 	}
 	err = errors.Join(enc.Encode(&h), s.encodeObjects(enc), buf.Flush())
 	if err != nil {
@@ -185,6 +193,9 @@ func (s *Snapshot) encodeObjects(enc *cbor.Encoder) (err error) {
 	if err == nil {
 		s.netRests.Scan(func(r netRest) bool { return put(r) })
 	}
+	if err == nil {
+		s.payloads.all.Scan(func(p *model.Payload) bool { return put(p) })
+	}
 	return err
 }
 
@@ -205,6 +216,7 @@ func Decode(r io.Reader) (*Snapshot, error) {
 	s := New()
 	s.index, s.time = h.Index, h.Time
 	s.lastNode, s.lastService, s.lastTemplate, s.lastNetwork = h.LastNode, h.LastService, h.LastTemplate, h.LastNetwork
+	s.payloads.lastSecret, s.payloads.lastConfig = h.LastSecret, h.LastConfig
 	if err := s.decodeObjects(dec, &h); err != nil {
 		return nil, fmt.Errorf("decode state: %w", err)
 	}
@@ -217,8 +229,7 @@ func (s *Snapshot) decodeObjects(dec *cbor.Decoder, h *header) error {
 		each(dec, h.Counts[model.KindCluster], func(v *model.Cluster) error { s.cluster = v; return nil }),
 		each(dec, h.Counts[model.KindNode], func(v *model.Node) error { s.nodes.Set(v.ID, v); return nil }),
 		each(dec, h.Counts[model.KindTemplate], func(v *model.Template) error {
-			s.temps.Set(v.ID, v)
-			s.svcTemps.Set(svcTemplate{v.Service, v.ID})
+			s.setTemplate(v)
 			return nil
 		}),
 		each(dec, h.Counts[model.KindService], func(v *model.Service) error {
@@ -257,6 +268,13 @@ func (s *Snapshot) decodeObjects(dec *cbor.Decoder, h *header) error {
 			return nil
 		}),
 		each(dec, h.NetRests, func(r *netRest) error { s.setNetRest(*r); return nil }),
+		each(dec, h.Counts[model.KindSecret]+h.Counts[model.KindConfig], func(v *model.Payload) error {
+			if v.Spec.Typed == nil || !isPayload(v.Kind) {
+				return fmt.Errorf("%s %d has no spec", v.Kind, v.Num)
+			}
+			s.payloads.set(v)
+			return nil
+		}),
 	)
 }
 

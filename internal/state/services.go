@@ -27,6 +27,9 @@ func (w *writer) newRevision(c *model.NewRevision) error {
 	if err := w.checkPorts(c.Service, c.Ports); err != nil {
 		return err
 	}
+	if err := w.s.checkRefs(c.Spec.Typed); err != nil {
+		return err
+	}
 	tid, err := w.takeTemplate(c)
 	if err != nil {
 		return err
@@ -91,8 +94,10 @@ func (w *writer) takeTemplate(c *model.NewRevision) (model.TemplateID, error) {
 	if t.ID <= w.s.lastTemplate {
 		return 0, model.Conflictf("template number %d was given before", t.ID)
 	}
-	w.s.temps.Set(t.ID, t)
-	w.s.svcTemps.Set(svcTemplate{c.Service, t.ID})
+	if t.Service != c.Service {
+		return 0, model.Invalidf("template %d is of another service", t.ID)
+	}
+	w.s.setTemplate(t)
 	w.s.lastTemplate = t.ID
 	return t.ID, nil
 }
@@ -110,8 +115,7 @@ func (w *writer) pruneTemplates(svc model.ServiceID) {
 	}
 	for _, t := range slices.Collect(w.s.TemplatesOf(svc)) {
 		if !used[t.ID] {
-			w.s.temps.Delete(t.ID)
-			w.s.svcTemps.Delete(svcTemplate{svc, t.ID})
+			w.s.dropTemplate(t)
 		}
 	}
 }

@@ -94,6 +94,7 @@ type data struct {
 	rests    *btree.Map[uint32, model.Time] // when addresses were freed, for a while
 	restAt   *btree.BTreeG[rest]            // the same by time
 	loads    *btree.Map[model.NodeID, Load]
+	payloads payloads
 	done     *btree.BTreeG[*proposal]      // by id
 	doneAt   *btree.Map[uint64, *proposal] // by index
 
@@ -150,7 +151,8 @@ func New() *Snapshot {
 		done: btree.NewBTreeGOptions(func(a, b *proposal) bool {
 			return string(a.id[:]) < string(b.id[:])
 		}, o),
-		doneAt: new(btree.Map[uint64, *proposal]),
+		doneAt:   new(btree.Map[uint64, *proposal]),
+		payloads: newPayloads(),
 	}}
 }
 
@@ -168,6 +170,7 @@ func (s *Snapshot) copy() *Snapshot {
 	d.ports, d.addrs, d.loads = s.ports.Copy(), s.addrs.Copy(), s.loads.Copy()
 	d.rests, d.restAt = s.rests.Copy(), s.restAt.Copy()
 	d.done, d.doneAt = s.done.Copy(), s.doneAt.Copy()
+	d.payloads = s.payloads.copy()
 	return &Snapshot{data: d}
 }
 
