@@ -42,6 +42,7 @@ func commands() map[string]command {
 		"udp":      udp,
 		"host":     hostCommand,
 		"registry": registryCommand,
+		"inside":   insideCommand,
 	}
 }
 

@@ -165,6 +165,7 @@ func newStory(env *testscript.Env, shared *sharedParts) (*story, error) {
 	env.Setenv("DOCKER_CONFIG", dir)
 	env.Setenv("ROOT", shared.root)
 	env.Setenv("DATA", s.data())
+	env.Setenv("EXEC", s.exec())
 	env.Setenv("SOCKET", s.socket())
 	env.Setenv("DAEMON_LOG", s.daemonLog.Name())
 	env.Setenv("NODE", s.node.Addr4().String())

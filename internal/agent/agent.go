@@ -23,6 +23,7 @@ import (
 	"github.com/skep-swarm/skep/internal/model"
 	"github.com/skep-swarm/skep/internal/netplan"
 	"github.com/skep-swarm/skep/internal/runtime"
+	"github.com/skep-swarm/skep/internal/vault"
 	"github.com/skep-swarm/skep/internal/wire/pb"
 	"golang.org/x/sync/semaphore"
 	"google.golang.org/grpc"
@@ -45,6 +46,14 @@ type Keeper interface {
 	Probe(ctx context.Context, list []ports.Port) ([]error, error)
 	Release(ctx context.Context, list []ports.Port) error
 	List(ctx context.Context) (keeper.Listing, error)
+}
+
+// Files keeps the files of containers' secrets and configs in memory, over restarts of the daemon; *vault.Store is one.
+type Files interface {
+	Find(id string, n int) (paths []string, ok bool, err error)
+	Put(id string, files []vault.File) (paths []string, err error)
+	Remove(id string) error
+	List() ([]string, error)
 }
 
 // Managers are the node's ways to a manager; *wire.Managers is one.
@@ -74,6 +83,7 @@ type Config struct {
 	Runtime  runtime.Runtime
 	Network  Network
 	Keeper   Keeper
+	Files    Files
 	// Describe is called when a session begins and every minute.
 	Describe func(ctx context.Context) (Description, error)
 	Log      *slog.Logger
@@ -91,8 +101,8 @@ type Config struct {
 }
 
 func (c *Config) check() error {
-	if c.Dir == "" || c.Containers == "" || c.Managers == nil || c.Runtime == nil || c.Network == nil || c.Keeper == nil || c.Describe == nil || c.Log == nil {
-		return errors.New("agent: Dir, Containers, Managers, Runtime, Network, Keeper, Describe and Log are required")
+	if c.Dir == "" || c.Containers == "" || c.Managers == nil || c.Runtime == nil || c.Network == nil || c.Keeper == nil || c.Files == nil || c.Describe == nil || c.Log == nil {
+		return errors.New("agent: Dir, Containers, Managers, Runtime, Network, Keeper, Files, Describe and Log are required")
 	}
 	if c.ResolvConf == "" {
 		c.ResolvConf = "/etc/resolv.conf"
@@ -120,6 +130,7 @@ type Agent struct {
 	probes     *semaphore.Weighted // health checks under way
 	rep        *reporter
 	net        *network
+	safe       *safe
 	logs       jsonlog.Reader
 	streams    chan struct{} // one token for each stream that is served
 	redescribe chan struct{} // holds a token when the description changed
@@ -183,6 +194,7 @@ func New(cfg Config) (*Agent, error) {
 		streams: make(chan struct{}, maxStreams), redescribe: make(chan struct{}, 1)}
 	a.rep = newReporter(a)
 	a.net = newNetwork(cfg)
+	a.safe = newSafe()
 	if err := a.load(); err != nil {
 		return nil, errors.Join(err, st.close())
 	}
@@ -286,6 +298,7 @@ func (a *Agent) Forget(ctx context.Context) error {
 		})
 	}
 	wg.Wait()
-	errs = append(errs, a.net.releaseAll(ctx), a.pruneContainers(ctx, map[string]bool{}), removeStore(a.cfg.Dir))
+	files, err := a.cfg.Files.List()
+	errs = append(errs, err, a.pruneFiles(files, nil, nil), a.net.releaseAll(ctx), a.pruneContainers(ctx, map[string]bool{}), removeStore(a.cfg.Dir))
 	return errors.Join(errs...)
 }

@@ -13,6 +13,7 @@ const maxTasks = 20000
 type draft struct {
 	templates map[uint64]*template
 	tasks     []*pb.Task
+	payloads  []*pb.Payload
 	node      *pb.NodeInfo
 }
 
@@ -49,10 +50,12 @@ func (a *Agent) takeAssignments(m *pb.Assignments) error {
 		a.templates[id] = t
 		ops = append(ops, op{tplKey(id), encode(t.msg)})
 	}
+	a.safe.add(m.Payloads)
 	var fresh []*task
 	for _, tm := range m.Tasks {
 		ops, fresh = a.assign(ops, fresh, tm)
 	}
+	a.safe.drop(m.PayloadsRemoved)
 	for _, ref := range m.Removed {
 		if t := a.byID[model.TaskID{Service: model.ServiceID(ref.GetService()), Num: ref.GetNum()}]; t != nil {
 			t.remove()
@@ -72,6 +75,7 @@ func (a *Agent) takeComplete(m *pb.Assignments, parsed map[uint64]*template, at 
 		d.templates[id] = t
 	}
 	d.tasks = append(d.tasks, m.Tasks...)
+	d.payloads = append(d.payloads, m.Payloads...)
 	if m.Node != nil {
 		d.node = m.Node
 	}
@@ -82,6 +86,7 @@ func (a *Agent) takeComplete(m *pb.Assignments, parsed map[uint64]*template, at 
 		return nil
 	}
 	a.draft = nil
+	a.safe.replace(d.payloads)
 	var ops []op
 	if d.node != nil {
 		ops = a.setNode(ops, d.node)

@@ -46,6 +46,9 @@ func (c *controller) Prepare(ctx context.Context) ([]swarm.PortConfig, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := c.deliver(ctx, &spec, msg, tpl); err != nil {
+		return nil, err
+	}
 	if gw.Addr4.IsValid() {
 		// Without its part of the gateway network the node can start nothing that needs an address.
 		if err := c.a.net.wait(ctx); err != nil {
@@ -239,7 +242,7 @@ func (c *controller) Release(ctx context.Context) error {
 	if err := c.stop(ctx); err != nil {
 		return err
 	}
-	err = errors.Join(c.a.cfg.Keeper.Close(ctx, c.t.container), c.a.net.drop(ctx, c.t.id, c.t.container))
+	err = errors.Join(c.a.cfg.Files.Remove(c.t.container), c.a.cfg.Keeper.Close(ctx, c.t.container), c.a.net.drop(ctx, c.t.id, c.t.container))
 	if err != nil {
 		return fmt.Errorf("clean up after container %s: %w", c.t.container[:12], err)
 	}
@@ -264,7 +267,7 @@ func (c *controller) Remove(ctx context.Context) error {
 		return fmt.Errorf("remove container %s: %w", c.t.container[:12], err)
 	}
 	dir := c.a.containerDir(c.t.container)
-	return errors.Join(c.a.net.drop(ctx, c.t.id, c.t.container), c.a.cfg.Keeper.Remove(ctx, dir, c.t.container), os.RemoveAll(dir))
+	return errors.Join(c.a.cfg.Files.Remove(c.t.container), c.a.net.drop(ctx, c.t.id, c.t.container), c.a.cfg.Keeper.Remove(ctx, dir, c.t.container), os.RemoveAll(dir))
 }
 
 func (a *Agent) containerDir(id string) string { return filepath.Join(a.cfg.Containers, id) }

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"maps"
 	"net"
@@ -20,6 +21,7 @@ import (
 	"github.com/skep-swarm/skep/internal/netplan"
 	"github.com/skep-swarm/skep/internal/runtime"
 	"github.com/skep-swarm/skep/internal/runtime/fake"
+	"github.com/skep-swarm/skep/internal/vault"
 	"github.com/skep-swarm/skep/internal/wire"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
@@ -31,6 +33,7 @@ var (
 	_ Network  = (*netapply.Network)(nil)
 	_ Keeper   = (*keeper.Client)(nil)
 	_ Managers = (*wire.Managers)(nil)
+	_ Files    = (*vault.Store)(nil)
 )
 
 // fakeNet is a gateway network in memory.
@@ -204,6 +207,63 @@ func (k *fakeKeeper) numLogs() int {
 	return len(k.logs)
 }
 
+// fakeFiles keeps files in memory.
+type fakeFiles struct {
+	mu   sync.Mutex
+	all  map[string][]vault.File
+	fail error
+}
+
+func newFakeFiles() *fakeFiles { return &fakeFiles{all: map[string][]vault.File{}} }
+
+func (f *fakeFiles) Find(id string, n int) ([]string, bool, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	list, ok := f.all[id]
+	return f.paths(id), ok && len(list) == n, nil
+}
+
+func (f *fakeFiles) paths(id string) []string {
+	var out []string
+	for i := range f.all[id] {
+		out = append(out, fmt.Sprintf("/vault/%s/%d", id, i))
+	}
+	return out
+}
+
+func (f *fakeFiles) Put(id string, files []vault.File) ([]string, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.fail != nil {
+		return nil, f.fail
+	}
+	list := slices.Clone(files)
+	for i := range list {
+		list[i].Data = slices.Clone(list[i].Data) // the caller wipes its own
+	}
+	f.all[id] = list
+	return f.paths(id), nil
+}
+
+func (f *fakeFiles) Remove(id string) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	delete(f.all, id)
+	return nil
+}
+
+func (f *fakeFiles) List() ([]string, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Sorted(maps.Keys(f.all)), nil
+}
+
+func (f *fakeFiles) of(id string) []vault.File {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.all[id]
+}
+
 // fakeManagers dial in memory.
 type fakeManagers struct {
 	ln *bufconn.Listener
@@ -221,20 +281,21 @@ type host struct {
 	node   *fake.Node
 	net    *fakeNet
 	keeper *fakeKeeper
+	files  *fakeFiles
 	ln     *bufconn.Listener
 }
 
 const testImage = "busybox"
 
 func newHost(t testing.TB) *host {
-	return &host{dir: t.TempDir(), node: fake.NewNode(testImage), net: newFakeNet(), keeper: newFakeKeeper(), ln: bufconn.Listen(1 << 20)}
+	return &host{dir: t.TempDir(), node: fake.NewNode(testImage), net: newFakeNet(), keeper: newFakeKeeper(), files: newFakeFiles(), ln: bufconn.Listen(1 << 20)}
 }
 
 func (h *host) config() Config {
 	return Config{
 		Dir: filepath.Join(h.dir, "agent"), Containers: filepath.Join(h.dir, "containers"),
 		Node:     netplan.Node{Instance: "abcdef", Link4: netip.MustParsePrefix("192.168.77.0/30")},
-		Managers: &fakeManagers{h.ln}, Runtime: h.node.Runtime(), Network: h.net, Keeper: h.keeper,
+		Managers: &fakeManagers{h.ln}, Runtime: h.node.Runtime(), Network: h.net, Keeper: h.keeper, Files: h.files,
 		Describe: func(context.Context) (Description, error) {
 			return Description{Node: swarm.NodeDescription{Hostname: "host1", Platform: swarm.Platform{OS: "linux", Architecture: "x86_64"}}}, nil
 		},

@@ -48,6 +48,10 @@ func (a *Agent) pruneOnce(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	files, err := a.cfg.Files.List()
+	if err != nil {
+		return err
+	}
 	wanted, ended := a.containers()
 	var errs []error
 	for _, c := range list {
@@ -60,7 +64,7 @@ func (a *Agent) pruneOnce(ctx context.Context) error {
 			errs = append(errs, a.cfg.Keeper.Close(ctx, id))
 		}
 	}
-	errs = append(errs, a.pruneContainers(ctx, wanted), a.net.prunePorts(ctx, held.Ports))
+	errs = append(errs, a.pruneContainers(ctx, wanted), a.pruneFiles(files, wanted, ended), a.net.prunePorts(ctx, held.Ports))
 	return errors.Join(errs...)
 }
 
@@ -109,6 +113,17 @@ func (a *Agent) pruneContainers(ctx context.Context, wanted map[string]bool) err
 		}
 		dir := filepath.Join(a.cfg.Containers, e.Name())
 		errs = append(errs, a.cfg.Keeper.Remove(ctx, dir, e.Name()), os.RemoveAll(dir))
+	}
+	return errors.Join(errs...)
+}
+
+// pruneFiles removes the secrets and configs of containers that are not wanted or have ended.
+func (a *Agent) pruneFiles(list []string, wanted, ended map[string]bool) error {
+	var errs []error
+	for _, id := range list {
+		if !wanted[id] || ended[id] {
+			errs = append(errs, a.cfg.Files.Remove(id))
+		}
 	}
 	return errors.Join(errs...)
 }

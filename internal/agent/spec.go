@@ -2,14 +2,11 @@ package agent
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"maps"
 	"slices"
 	"strconv"
 	"strings"
-	gotemplate "text/template"
-	"text/template/parse"
 
 	"github.com/moby/moby/api/types/mount"
 	"github.com/moby/moby/api/types/swarm"
@@ -66,74 +63,7 @@ func (a *Agent) scope(m *pb.Task, tpl *template) *scope {
 }
 
 // expand fills the placeholders of one value.
-func (s *scope) expand(text string) (string, error) {
-	if !strings.Contains(text, "{{") {
-		return text, nil
-	}
-	t, err := gotemplate.New("expansion").Option("missingkey=error").Funcs(gotemplate.FuncMap{
-		"join": func(parts ...string) string {
-			if len(parts) == 0 {
-				return ""
-			}
-			return strings.Join(parts[1:], parts[0])
-		},
-	}).Parse(text)
-	if err != nil {
-		return "", err
-	}
-	if t.Tree != nil {
-		if err := straight(t.Root); err != nil {
-			return "", err
-		}
-	}
-	out := &bounded{left: maxExpanded}
-	if err := t.Execute(out, s); err != nil {
-		return "", err
-	}
-	return out.String(), nil
-}
-
-// straight refuses what could run for ever without writing a byte, which nobody could stop: loops, and templates that
-// call each other. What is left takes as long as its text.
-func straight(n parse.Node) error {
-	var branch parse.BranchNode
-	switch n := n.(type) {
-	case *parse.ListNode:
-		if n == nil {
-			return nil
-		}
-		for _, child := range n.Nodes {
-			if err := straight(child); err != nil {
-				return err
-			}
-		}
-		return nil
-	case *parse.RangeNode:
-		return errors.New("a placeholder cannot loop with range")
-	case *parse.TemplateNode:
-		return errors.New("a placeholder cannot call another template")
-	case *parse.IfNode:
-		branch = n.BranchNode
-	case *parse.WithNode:
-		branch = n.BranchNode
-	default:
-		return nil
-	}
-	return errors.Join(straight(branch.List), straight(branch.ElseList))
-}
-
-// bounded is a buffer that refuses to grow without end.
-type bounded struct {
-	strings.Builder
-	left int
-}
-
-func (b *bounded) Write(p []byte) (int, error) {
-	if b.left -= len(p); b.left < 0 {
-		return 0, fmt.Errorf("it becomes longer than %d bytes", maxExpanded)
-	}
-	return b.Builder.Write(p)
-}
+func (s *scope) expand(text string) (string, error) { return expand(text, s, maxExpanded, nil) }
 
 // buildSpec makes the container's spec but for what is made on the way (network, logs, files). Errors are about the
 // spec and reject the task.

@@ -28,7 +28,7 @@ func (b *backend) Down(ctx context.Context, step func(string)) error {
 
 // shutdown ends what outlives the daemon; the parts of the host must not run any more.
 func (h *host) shutdown(ctx context.Context) error {
-	err := errors.Join(h.keeper.Shutdown(ctx), h.network.Close(), removeCgroups("/skep/"+h.cfg.Instance()))
+	err := errors.Join(h.keeper.Shutdown(ctx), h.network.Close(), h.vault.Clear(), removeCgroups("/skep/"+h.cfg.Instance()))
 	for _, dir := range []string{"keeper", "containerd", "netns"} {
 		err = errors.Join(err, os.RemoveAll(h.cfg.exec(dir)))
 	}

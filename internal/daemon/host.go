@@ -20,6 +20,7 @@ import (
 	"github.com/skep-swarm/skep/internal/netplan"
 	skruntime "github.com/skep-swarm/skep/internal/runtime"
 	"github.com/skep-swarm/skep/internal/runtime/containerd"
+	"github.com/skep-swarm/skep/internal/vault"
 	"github.com/skep-swarm/skep/internal/volumes"
 )
 
@@ -34,6 +35,7 @@ type host struct {
 	network *netapply.Network
 	images  *images.Store
 	volumes *volumes.Store
+	vault   *vault.Store
 }
 
 func newHost(ctx context.Context, cfg *Config, log *slog.Logger) (*host, error) {
@@ -41,7 +43,7 @@ func newHost(ctx context.Context, cfg *Config, log *slog.Logger) (*host, error) 
 	if err != nil {
 		return nil, err
 	}
-	h := &host{cfg: cfg, log: log, volumes: volumes.New(cfg.data("volumes"))}
+	h := &host{cfg: cfg, log: log, volumes: volumes.New(cfg.data("volumes")), vault: vault.New(cfg.exec("secrets"))}
 	if h.machine, err = lookAtMachine(ctx, cfg); err != nil {
 		return nil, err
 	}
@@ -159,7 +161,7 @@ func (h *host) clear(ctx context.Context) error {
 		}
 		errs = append(errs, err)
 	}
-	errs = append(errs, h.network.Destroy(ctx, h.cfg.Instance()), h.clearKeeper(ctx))
+	errs = append(errs, h.vault.Clear(), h.network.Destroy(ctx, h.cfg.Instance()), h.clearKeeper(ctx))
 	return errors.Join(errs...)
 }
 

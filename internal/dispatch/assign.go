@@ -17,6 +17,7 @@ type view struct {
 	snap   *state.Snapshot
 	sent   map[model.TaskID]sentTask
 	refs   map[model.TemplateID]int // sent tasks of each template; the node forgets a template with its last task
+	needs  needs
 	node   *pb.NodeInfo
 	tables uint64 // version of the tables, 0 for none
 }
@@ -26,10 +27,11 @@ type sentTask struct {
 	desired  model.TaskState
 	placeVer uint64
 	template model.TemplateID
+	live     bool // it needs its secrets and configs; says nothing to the node by itself
 }
 
 func (v *view) reset() {
-	*v = view{snap: v.snap, tables: v.tables, sent: map[model.TaskID]sentTask{}, refs: map[model.TemplateID]int{}}
+	*v = view{snap: v.snap, tables: v.tables, sent: map[model.TaskID]sentTask{}, refs: map[model.TemplateID]int{}, needs: newNeeds()}
 }
 
 // parts gathers messages of bounded size.
@@ -92,10 +94,14 @@ func (v *view) changed(snap *state.Snapshot, node model.NodeID, due map[model.Ta
 			p.size += 16
 		}
 	}
+	v.needs.drop(p)
 	return p.done()
 }
 
 func (v *view) forget(id model.TaskID, old sentTask) {
+	if old.live {
+		v.needs.remove(old.template)
+	}
 	delete(v.sent, id)
 	if v.refs[old.template]--; v.refs[old.template] <= 0 {
 		delete(v.refs, old.template)
@@ -104,24 +110,35 @@ func (v *view) forget(id model.TaskID, old sentTask) {
 
 // add sends a task unless the node knows it as it is.
 func (v *view) add(p *parts, snap *state.Snapshot, t *model.Task) {
-	now := sentTask{t.Desired, t.PlaceVer, t.Template}
+	now := sentTask{t.Desired, t.PlaceVer, t.Template, t.Desired <= model.StateRunning && !t.State.Terminal()}
 	old, known := v.sent[t.ID]
 	if t.State < model.StateAssigned || known && old == now {
 		return
 	}
-	m := p.last()
-	if !known {
-		if v.refs[t.Template] == 0 {
-			tpl := templateMessage(snap, t.Template)
-			if tpl == nil {
-				return // its service was deleted in the same moment; the task will be, too
-			}
-			m.Templates = append(m.Templates, tpl)
-			p.size += proto.Size(tpl)
+	var tpl *pb.Template
+	if !known && v.refs[t.Template] == 0 {
+		if tpl = templateMessage(snap, t.Template); tpl == nil {
+			return // its service was deleted in the same moment; the task will be, too
 		}
-		v.refs[t.Template]++
+	}
+	switch {
+	case now.live && !old.live:
+		v.needs.add(p, snap, t.Template)
+	case old.live && !now.live:
+		v.needs.remove(t.Template)
 	}
 	v.sent[t.ID] = now
+	if old.live = now.live; known && old == now {
+		return
+	}
+	m := p.last()
+	if tpl != nil { // with its first task: a node forgets templates without tasks
+		m.Templates = append(m.Templates, tpl)
+		p.size += proto.Size(tpl)
+	}
+	if !known {
+		v.refs[t.Template]++
+	}
 	msg := taskMessage(snap, t)
 	m.Tasks = append(m.Tasks, msg)
 	p.size += proto.Size(msg)

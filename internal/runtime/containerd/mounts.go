@@ -85,6 +85,11 @@ func (r *Runtime) mounts(ctx context.Context, s *runtime.Spec, img *image) ([]sp
 		user = append(user, mounted)
 		taken[target] = true
 	}
+	for _, m := range s.Mounts {
+		if taken[path.Clean(m.Target)] {
+			return nil, made, runtime.Invalid("Duplicate mount point: %s", m.Target)
+		}
+	}
 	user = append(user, fileMounts(s, taken)...)
 	if wantsInit(s.Task.ContainerSpec) {
 		program, err := filepath.EvalSymlinks(r.cfg.Shim)
@@ -123,7 +128,8 @@ func fileMounts(s *runtime.Spec, taken map[string]bool) []specs.Mount {
 		}
 	}
 	for _, m := range s.Mounts {
-		options := []string{"rbind", "rprivate"}
+		// Not noexec: a config may well be the script that a container runs.
+		options := []string{"rbind", "rprivate", "nosuid", "nodev"}
 		if m.ReadOnly {
 			options = append(options, "ro")
 		}

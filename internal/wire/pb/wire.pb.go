@@ -1737,9 +1737,14 @@ type Assignments struct {
 	// Tasks that are gone: nothing of them shall stay on the node.
 	Removed []*TaskRef `protobuf:"bytes,6,rep,name=removed,proto3" json:"removed,omitempty"`
 	// Set in complete sets and when it changed.
-	Node          *NodeInfo `protobuf:"bytes,7,opt,name=node,proto3" json:"node,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Node *NodeInfo `protobuf:"bytes,7,opt,name=node,proto3" json:"node,omitempty"`
+	// Secrets and configs that live tasks of the node need, each before the first of them and once in a session. A complete
+	// set has all of them.
+	Payloads []*Payload `protobuf:"bytes,20,rep,name=payloads,proto3" json:"payloads,omitempty"`
+	// No live task of the node needs them any more.
+	PayloadsRemoved []*PayloadKey `protobuf:"bytes,21,rep,name=payloads_removed,json=payloadsRemoved,proto3" json:"payloads_removed,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *Assignments) Reset() {
@@ -1821,6 +1826,151 @@ func (x *Assignments) GetNode() *NodeInfo {
 	return nil
 }
 
+func (x *Assignments) GetPayloads() []*Payload {
+	if x != nil {
+		return x.Payloads
+	}
+	return nil
+}
+
+func (x *Assignments) GetPayloadsRemoved() []*PayloadKey {
+	if x != nil {
+		return x.PayloadsRemoved
+	}
+	return nil
+}
+
+type PayloadKey struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// As package model numbers kinds: a secret or a config.
+	Kind          uint32 `protobuf:"varint,1,opt,name=kind,proto3" json:"kind,omitempty"`
+	Num           uint64 `protobuf:"varint,2,opt,name=num,proto3" json:"num,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PayloadKey) Reset() {
+	*x = PayloadKey{}
+	mi := &file_wire_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PayloadKey) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PayloadKey) ProtoMessage() {}
+
+func (x *PayloadKey) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PayloadKey.ProtoReflect.Descriptor instead.
+func (*PayloadKey) Descriptor() ([]byte, []int) {
+	return file_wire_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *PayloadKey) GetKind() uint32 {
+	if x != nil {
+		return x.Kind
+	}
+	return 0
+}
+
+func (x *PayloadKey) GetNum() uint64 {
+	if x != nil {
+		return x.Num
+	}
+	return 0
+}
+
+// Payload is a secret or a config. A node keeps it in memory only.
+type Payload struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Key   *PayloadKey            `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	Id    string                 `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`
+	Name  string                 `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
+	Value []byte                 `protobuf:"bytes,4,opt,name=value,proto3" json:"value,omitempty"`
+	// The name of the template driver, empty for a value that is what it is.
+	Templating    string `protobuf:"bytes,5,opt,name=templating,proto3" json:"templating,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Payload) Reset() {
+	*x = Payload{}
+	mi := &file_wire_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Payload) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Payload) ProtoMessage() {}
+
+func (x *Payload) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Payload.ProtoReflect.Descriptor instead.
+func (*Payload) Descriptor() ([]byte, []int) {
+	return file_wire_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *Payload) GetKey() *PayloadKey {
+	if x != nil {
+		return x.Key
+	}
+	return nil
+}
+
+func (x *Payload) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Payload) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Payload) GetValue() []byte {
+	if x != nil {
+		return x.Value
+	}
+	return nil
+}
+
+func (x *Payload) GetTemplating() string {
+	if x != nil {
+		return x.Templating
+	}
+	return ""
+}
+
 // NodeInfo is what the cluster knows of the node that it speaks to.
 type NodeInfo struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
@@ -1840,7 +1990,7 @@ type NodeInfo struct {
 
 func (x *NodeInfo) Reset() {
 	*x = NodeInfo{}
-	mi := &file_wire_proto_msgTypes[24]
+	mi := &file_wire_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1852,7 +2002,7 @@ func (x *NodeInfo) String() string {
 func (*NodeInfo) ProtoMessage() {}
 
 func (x *NodeInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[24]
+	mi := &file_wire_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1865,7 +2015,7 @@ func (x *NodeInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeInfo.ProtoReflect.Descriptor instead.
 func (*NodeInfo) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{24}
+	return file_wire_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *NodeInfo) GetNodeId() string {
@@ -1956,7 +2106,7 @@ type Template struct {
 
 func (x *Template) Reset() {
 	*x = Template{}
-	mi := &file_wire_proto_msgTypes[25]
+	mi := &file_wire_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1968,7 +2118,7 @@ func (x *Template) String() string {
 func (*Template) ProtoMessage() {}
 
 func (x *Template) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[25]
+	mi := &file_wire_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1981,7 +2131,7 @@ func (x *Template) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Template.ProtoReflect.Descriptor instead.
 func (*Template) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{25}
+	return file_wire_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Template) GetId() uint64 {
@@ -2080,7 +2230,7 @@ type NetAttach struct {
 
 func (x *NetAttach) Reset() {
 	*x = NetAttach{}
-	mi := &file_wire_proto_msgTypes[26]
+	mi := &file_wire_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2092,7 +2242,7 @@ func (x *NetAttach) String() string {
 func (*NetAttach) ProtoMessage() {}
 
 func (x *NetAttach) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[26]
+	mi := &file_wire_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2105,7 +2255,7 @@ func (x *NetAttach) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetAttach.ProtoReflect.Descriptor instead.
 func (*NetAttach) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{26}
+	return file_wire_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *NetAttach) GetNetwork() uint64 {
@@ -2154,7 +2304,7 @@ type Task struct {
 
 func (x *Task) Reset() {
 	*x = Task{}
-	mi := &file_wire_proto_msgTypes[27]
+	mi := &file_wire_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2166,7 +2316,7 @@ func (x *Task) String() string {
 func (*Task) ProtoMessage() {}
 
 func (x *Task) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[27]
+	mi := &file_wire_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2179,7 +2329,7 @@ func (x *Task) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Task.ProtoReflect.Descriptor instead.
 func (*Task) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{27}
+	return file_wire_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Task) GetRef() *TaskRef {
@@ -2278,7 +2428,7 @@ type TaskNet struct {
 
 func (x *TaskNet) Reset() {
 	*x = TaskNet{}
-	mi := &file_wire_proto_msgTypes[28]
+	mi := &file_wire_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2290,7 +2440,7 @@ func (x *TaskNet) String() string {
 func (*TaskNet) ProtoMessage() {}
 
 func (x *TaskNet) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[28]
+	mi := &file_wire_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2303,7 +2453,7 @@ func (x *TaskNet) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskNet.ProtoReflect.Descriptor instead.
 func (*TaskNet) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{28}
+	return file_wire_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *TaskNet) GetNetwork() uint64 {
@@ -2339,7 +2489,7 @@ type GenericResource struct {
 
 func (x *GenericResource) Reset() {
 	*x = GenericResource{}
-	mi := &file_wire_proto_msgTypes[29]
+	mi := &file_wire_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2351,7 +2501,7 @@ func (x *GenericResource) String() string {
 func (*GenericResource) ProtoMessage() {}
 
 func (x *GenericResource) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[29]
+	mi := &file_wire_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2364,7 +2514,7 @@ func (x *GenericResource) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GenericResource.ProtoReflect.Descriptor instead.
 func (*GenericResource) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{29}
+	return file_wire_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *GenericResource) GetKind() string {
@@ -2406,7 +2556,7 @@ type Tables struct {
 
 func (x *Tables) Reset() {
 	*x = Tables{}
-	mi := &file_wire_proto_msgTypes[30]
+	mi := &file_wire_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2418,7 +2568,7 @@ func (x *Tables) String() string {
 func (*Tables) ProtoMessage() {}
 
 func (x *Tables) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[30]
+	mi := &file_wire_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2431,7 +2581,7 @@ func (x *Tables) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Tables.ProtoReflect.Descriptor instead.
 func (*Tables) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{30}
+	return file_wire_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Tables) GetAt() *Position {
@@ -2493,7 +2643,7 @@ type PortKey struct {
 
 func (x *PortKey) Reset() {
 	*x = PortKey{}
-	mi := &file_wire_proto_msgTypes[31]
+	mi := &file_wire_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2505,7 +2655,7 @@ func (x *PortKey) String() string {
 func (*PortKey) ProtoMessage() {}
 
 func (x *PortKey) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[31]
+	mi := &file_wire_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2518,7 +2668,7 @@ func (x *PortKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortKey.ProtoReflect.Descriptor instead.
 func (*PortKey) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{31}
+	return file_wire_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *PortKey) GetProtocol() string {
@@ -2548,7 +2698,7 @@ type PortRow struct {
 
 func (x *PortRow) Reset() {
 	*x = PortRow{}
-	mi := &file_wire_proto_msgTypes[32]
+	mi := &file_wire_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2560,7 +2710,7 @@ func (x *PortRow) String() string {
 func (*PortRow) ProtoMessage() {}
 
 func (x *PortRow) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[32]
+	mi := &file_wire_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2573,7 +2723,7 @@ func (x *PortRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortRow.ProtoReflect.Descriptor instead.
 func (*PortRow) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{32}
+	return file_wire_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *PortRow) GetKey() *PortKey {
@@ -2610,7 +2760,7 @@ type Backend struct {
 
 func (x *Backend) Reset() {
 	*x = Backend{}
-	mi := &file_wire_proto_msgTypes[33]
+	mi := &file_wire_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2622,7 +2772,7 @@ func (x *Backend) String() string {
 func (*Backend) ProtoMessage() {}
 
 func (x *Backend) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[33]
+	mi := &file_wire_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2635,7 +2785,7 @@ func (x *Backend) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Backend.ProtoReflect.Descriptor instead.
 func (*Backend) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{33}
+	return file_wire_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Backend) GetTask() *TaskRef {
@@ -2687,7 +2837,7 @@ type NodeRow struct {
 
 func (x *NodeRow) Reset() {
 	*x = NodeRow{}
-	mi := &file_wire_proto_msgTypes[34]
+	mi := &file_wire_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2699,7 +2849,7 @@ func (x *NodeRow) String() string {
 func (*NodeRow) ProtoMessage() {}
 
 func (x *NodeRow) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[34]
+	mi := &file_wire_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2712,7 +2862,7 @@ func (x *NodeRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeRow.ProtoReflect.Descriptor instead.
 func (*NodeRow) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{34}
+	return file_wire_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *NodeRow) GetNum() uint64 {
@@ -2770,7 +2920,7 @@ type NetTables struct {
 
 func (x *NetTables) Reset() {
 	*x = NetTables{}
-	mi := &file_wire_proto_msgTypes[35]
+	mi := &file_wire_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2782,7 +2932,7 @@ func (x *NetTables) String() string {
 func (*NetTables) ProtoMessage() {}
 
 func (x *NetTables) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[35]
+	mi := &file_wire_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2795,7 +2945,7 @@ func (x *NetTables) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetTables.ProtoReflect.Descriptor instead.
 func (*NetTables) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{35}
+	return file_wire_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *NetTables) GetAt() *Position {
@@ -2887,7 +3037,7 @@ type NetworkInfo struct {
 
 func (x *NetworkInfo) Reset() {
 	*x = NetworkInfo{}
-	mi := &file_wire_proto_msgTypes[36]
+	mi := &file_wire_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2899,7 +3049,7 @@ func (x *NetworkInfo) String() string {
 func (*NetworkInfo) ProtoMessage() {}
 
 func (x *NetworkInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[36]
+	mi := &file_wire_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2912,7 +3062,7 @@ func (x *NetworkInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkInfo.ProtoReflect.Descriptor instead.
 func (*NetworkInfo) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{36}
+	return file_wire_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *NetworkInfo) GetNum() uint64 {
@@ -3001,7 +3151,7 @@ type EndpointRow struct {
 
 func (x *EndpointRow) Reset() {
 	*x = EndpointRow{}
-	mi := &file_wire_proto_msgTypes[37]
+	mi := &file_wire_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3013,7 +3163,7 @@ func (x *EndpointRow) String() string {
 func (*EndpointRow) ProtoMessage() {}
 
 func (x *EndpointRow) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[37]
+	mi := &file_wire_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3026,7 +3176,7 @@ func (x *EndpointRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndpointRow.ProtoReflect.Descriptor instead.
 func (*EndpointRow) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{37}
+	return file_wire_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *EndpointRow) GetService() uint64 {
@@ -3090,7 +3240,7 @@ type NetTaskRow struct {
 
 func (x *NetTaskRow) Reset() {
 	*x = NetTaskRow{}
-	mi := &file_wire_proto_msgTypes[38]
+	mi := &file_wire_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3102,7 +3252,7 @@ func (x *NetTaskRow) String() string {
 func (*NetTaskRow) ProtoMessage() {}
 
 func (x *NetTaskRow) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[38]
+	mi := &file_wire_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3115,7 +3265,7 @@ func (x *NetTaskRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetTaskRow.ProtoReflect.Descriptor instead.
 func (*NetTaskRow) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{38}
+	return file_wire_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *NetTaskRow) GetTask() *TaskRef {
@@ -3182,7 +3332,7 @@ type Ask struct {
 
 func (x *Ask) Reset() {
 	*x = Ask{}
-	mi := &file_wire_proto_msgTypes[39]
+	mi := &file_wire_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3194,7 +3344,7 @@ func (x *Ask) String() string {
 func (*Ask) ProtoMessage() {}
 
 func (x *Ask) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[39]
+	mi := &file_wire_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3207,7 +3357,7 @@ func (x *Ask) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ask.ProtoReflect.Descriptor instead.
 func (*Ask) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{39}
+	return file_wire_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *Ask) GetId() uint64 {
@@ -3260,7 +3410,7 @@ type CheckPorts struct {
 
 func (x *CheckPorts) Reset() {
 	*x = CheckPorts{}
-	mi := &file_wire_proto_msgTypes[40]
+	mi := &file_wire_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3272,7 +3422,7 @@ func (x *CheckPorts) String() string {
 func (*CheckPorts) ProtoMessage() {}
 
 func (x *CheckPorts) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[40]
+	mi := &file_wire_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3285,7 +3435,7 @@ func (x *CheckPorts) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckPorts.ProtoReflect.Descriptor instead.
 func (*CheckPorts) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{40}
+	return file_wire_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *CheckPorts) GetPorts() []*PortKey {
@@ -3309,7 +3459,7 @@ type OpenStream struct {
 
 func (x *OpenStream) Reset() {
 	*x = OpenStream{}
-	mi := &file_wire_proto_msgTypes[41]
+	mi := &file_wire_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3321,7 +3471,7 @@ func (x *OpenStream) String() string {
 func (*OpenStream) ProtoMessage() {}
 
 func (x *OpenStream) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[41]
+	mi := &file_wire_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3334,7 +3484,7 @@ func (x *OpenStream) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OpenStream.ProtoReflect.Descriptor instead.
 func (*OpenStream) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{41}
+	return file_wire_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *OpenStream) GetToken() []byte {
@@ -3387,7 +3537,7 @@ type LogsRequest struct {
 
 func (x *LogsRequest) Reset() {
 	*x = LogsRequest{}
-	mi := &file_wire_proto_msgTypes[42]
+	mi := &file_wire_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3399,7 +3549,7 @@ func (x *LogsRequest) String() string {
 func (*LogsRequest) ProtoMessage() {}
 
 func (x *LogsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[42]
+	mi := &file_wire_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3412,7 +3562,7 @@ func (x *LogsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogsRequest.ProtoReflect.Descriptor instead.
 func (*LogsRequest) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{42}
+	return file_wire_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *LogsRequest) GetTasks() []*TaskRef {
@@ -3480,7 +3630,7 @@ type Frame struct {
 
 func (x *Frame) Reset() {
 	*x = Frame{}
-	mi := &file_wire_proto_msgTypes[43]
+	mi := &file_wire_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3492,7 +3642,7 @@ func (x *Frame) String() string {
 func (*Frame) ProtoMessage() {}
 
 func (x *Frame) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[43]
+	mi := &file_wire_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3505,7 +3655,7 @@ func (x *Frame) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Frame.ProtoReflect.Descriptor instead.
 func (*Frame) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{43}
+	return file_wire_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *Frame) GetKind() isFrame_Kind {
@@ -3590,7 +3740,7 @@ type StreamOpen struct {
 
 func (x *StreamOpen) Reset() {
 	*x = StreamOpen{}
-	mi := &file_wire_proto_msgTypes[44]
+	mi := &file_wire_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3602,7 +3752,7 @@ func (x *StreamOpen) String() string {
 func (*StreamOpen) ProtoMessage() {}
 
 func (x *StreamOpen) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[44]
+	mi := &file_wire_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3615,7 +3765,7 @@ func (x *StreamOpen) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamOpen.ProtoReflect.Descriptor instead.
 func (*StreamOpen) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{44}
+	return file_wire_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *StreamOpen) GetToken() []byte {
@@ -3635,7 +3785,7 @@ type StreamClose struct {
 
 func (x *StreamClose) Reset() {
 	*x = StreamClose{}
-	mi := &file_wire_proto_msgTypes[45]
+	mi := &file_wire_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3647,7 +3797,7 @@ func (x *StreamClose) String() string {
 func (*StreamClose) ProtoMessage() {}
 
 func (x *StreamClose) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[45]
+	mi := &file_wire_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3660,7 +3810,7 @@ func (x *StreamClose) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamClose.ProtoReflect.Descriptor instead.
 func (*StreamClose) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{45}
+	return file_wire_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *StreamClose) GetError() string {
@@ -3686,7 +3836,7 @@ type LogEntries struct {
 
 func (x *LogEntries) Reset() {
 	*x = LogEntries{}
-	mi := &file_wire_proto_msgTypes[46]
+	mi := &file_wire_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3698,7 +3848,7 @@ func (x *LogEntries) String() string {
 func (*LogEntries) ProtoMessage() {}
 
 func (x *LogEntries) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[46]
+	mi := &file_wire_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3711,7 +3861,7 @@ func (x *LogEntries) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogEntries.ProtoReflect.Descriptor instead.
 func (*LogEntries) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{46}
+	return file_wire_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *LogEntries) GetEntries() []*LogEntry {
@@ -3739,7 +3889,7 @@ type LogEntry struct {
 
 func (x *LogEntry) Reset() {
 	*x = LogEntry{}
-	mi := &file_wire_proto_msgTypes[47]
+	mi := &file_wire_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3751,7 +3901,7 @@ func (x *LogEntry) String() string {
 func (*LogEntry) ProtoMessage() {}
 
 func (x *LogEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[47]
+	mi := &file_wire_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3764,7 +3914,7 @@ func (x *LogEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogEntry.ProtoReflect.Descriptor instead.
 func (*LogEntry) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{47}
+	return file_wire_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *LogEntry) GetTask() *TaskRef {
@@ -3938,7 +4088,7 @@ const file_wire_proto_rawDesc = "" +
 	"\n" +
 	"ReportsAck\x12\x18\n" +
 	"\asession\x18\x01 \x01(\x04R\asession\x12\x10\n" +
-	"\x03seq\x18\x02 \x01(\x04R\x03seq\"\xa2\x02\n" +
+	"\x03seq\x18\x02 \x01(\x04R\x03seq\"\x9a\x03\n" +
 	"\vAssignments\x12&\n" +
 	"\x02at\x18\x01 \x01(\v2\x16.skep.wire.v1.PositionR\x02at\x12\x1a\n" +
 	"\bcomplete\x18\x02 \x01(\bR\bcomplete\x12\x12\n" +
@@ -3946,7 +4096,21 @@ const file_wire_proto_rawDesc = "" +
 	"\ttemplates\x18\x04 \x03(\v2\x16.skep.wire.v1.TemplateR\ttemplates\x12(\n" +
 	"\x05tasks\x18\x05 \x03(\v2\x12.skep.wire.v1.TaskR\x05tasks\x12/\n" +
 	"\aremoved\x18\x06 \x03(\v2\x15.skep.wire.v1.TaskRefR\aremoved\x12*\n" +
-	"\x04node\x18\a \x01(\v2\x16.skep.wire.v1.NodeInfoR\x04node\"\xeb\x02\n" +
+	"\x04node\x18\a \x01(\v2\x16.skep.wire.v1.NodeInfoR\x04node\x121\n" +
+	"\bpayloads\x18\x14 \x03(\v2\x15.skep.wire.v1.PayloadR\bpayloads\x12C\n" +
+	"\x10payloads_removed\x18\x15 \x03(\v2\x18.skep.wire.v1.PayloadKeyR\x0fpayloadsRemoved\"2\n" +
+	"\n" +
+	"PayloadKey\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\rR\x04kind\x12\x10\n" +
+	"\x03num\x18\x02 \x01(\x04R\x03num\"\x8f\x01\n" +
+	"\aPayload\x12*\n" +
+	"\x03key\x18\x01 \x01(\v2\x18.skep.wire.v1.PayloadKeyR\x03key\x12\x0e\n" +
+	"\x02id\x18\x02 \x01(\tR\x02id\x12\x12\n" +
+	"\x04name\x18\x03 \x01(\tR\x04name\x12\x14\n" +
+	"\x05value\x18\x04 \x01(\fR\x05value\x12\x1e\n" +
+	"\n" +
+	"templating\x18\x05 \x01(\tR\n" +
+	"templating\"\xeb\x02\n" +
 	"\bNodeInfo\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12\x10\n" +
 	"\x03num\x18\x02 \x01(\x04R\x03num\x12%\n" +
@@ -4156,7 +4320,7 @@ func file_wire_proto_rawDescGZIP() []byte {
 	return file_wire_proto_rawDescData
 }
 
-var file_wire_proto_msgTypes = make([]protoimpl.MessageInfo, 54)
+var file_wire_proto_msgTypes = make([]protoimpl.MessageInfo, 56)
 var file_wire_proto_goTypes = []any{
 	(*GetRootCARequest)(nil),             // 0: skep.wire.v1.GetRootCARequest
 	(*GetRootCAResponse)(nil),            // 1: skep.wire.v1.GetRootCAResponse
@@ -4182,36 +4346,38 @@ var file_wire_proto_goTypes = []any{
 	(*Beat)(nil),                         // 21: skep.wire.v1.Beat
 	(*ReportsAck)(nil),                   // 22: skep.wire.v1.ReportsAck
 	(*Assignments)(nil),                  // 23: skep.wire.v1.Assignments
-	(*NodeInfo)(nil),                     // 24: skep.wire.v1.NodeInfo
-	(*Template)(nil),                     // 25: skep.wire.v1.Template
-	(*NetAttach)(nil),                    // 26: skep.wire.v1.NetAttach
-	(*Task)(nil),                         // 27: skep.wire.v1.Task
-	(*TaskNet)(nil),                      // 28: skep.wire.v1.TaskNet
-	(*GenericResource)(nil),              // 29: skep.wire.v1.GenericResource
-	(*Tables)(nil),                       // 30: skep.wire.v1.Tables
-	(*PortKey)(nil),                      // 31: skep.wire.v1.PortKey
-	(*PortRow)(nil),                      // 32: skep.wire.v1.PortRow
-	(*Backend)(nil),                      // 33: skep.wire.v1.Backend
-	(*NodeRow)(nil),                      // 34: skep.wire.v1.NodeRow
-	(*NetTables)(nil),                    // 35: skep.wire.v1.NetTables
-	(*NetworkInfo)(nil),                  // 36: skep.wire.v1.NetworkInfo
-	(*EndpointRow)(nil),                  // 37: skep.wire.v1.EndpointRow
-	(*NetTaskRow)(nil),                   // 38: skep.wire.v1.NetTaskRow
-	(*Ask)(nil),                          // 39: skep.wire.v1.Ask
-	(*CheckPorts)(nil),                   // 40: skep.wire.v1.CheckPorts
-	(*OpenStream)(nil),                   // 41: skep.wire.v1.OpenStream
-	(*LogsRequest)(nil),                  // 42: skep.wire.v1.LogsRequest
-	(*Frame)(nil),                        // 43: skep.wire.v1.Frame
-	(*StreamOpen)(nil),                   // 44: skep.wire.v1.StreamOpen
-	(*StreamClose)(nil),                  // 45: skep.wire.v1.StreamClose
-	(*LogEntries)(nil),                   // 46: skep.wire.v1.LogEntries
-	(*LogEntry)(nil),                     // 47: skep.wire.v1.LogEntry
-	nil,                                  // 48: skep.wire.v1.NodeInfo.LabelsEntry
-	nil,                                  // 49: skep.wire.v1.Template.ServiceLabelsEntry
-	nil,                                  // 50: skep.wire.v1.Template.LogOptionsEntry
-	nil,                                  // 51: skep.wire.v1.NetAttach.OptionsEntry
-	nil,                                  // 52: skep.wire.v1.NetworkInfo.OptionsEntry
-	nil,                                  // 53: skep.wire.v1.LogEntry.AttrsEntry
+	(*PayloadKey)(nil),                   // 24: skep.wire.v1.PayloadKey
+	(*Payload)(nil),                      // 25: skep.wire.v1.Payload
+	(*NodeInfo)(nil),                     // 26: skep.wire.v1.NodeInfo
+	(*Template)(nil),                     // 27: skep.wire.v1.Template
+	(*NetAttach)(nil),                    // 28: skep.wire.v1.NetAttach
+	(*Task)(nil),                         // 29: skep.wire.v1.Task
+	(*TaskNet)(nil),                      // 30: skep.wire.v1.TaskNet
+	(*GenericResource)(nil),              // 31: skep.wire.v1.GenericResource
+	(*Tables)(nil),                       // 32: skep.wire.v1.Tables
+	(*PortKey)(nil),                      // 33: skep.wire.v1.PortKey
+	(*PortRow)(nil),                      // 34: skep.wire.v1.PortRow
+	(*Backend)(nil),                      // 35: skep.wire.v1.Backend
+	(*NodeRow)(nil),                      // 36: skep.wire.v1.NodeRow
+	(*NetTables)(nil),                    // 37: skep.wire.v1.NetTables
+	(*NetworkInfo)(nil),                  // 38: skep.wire.v1.NetworkInfo
+	(*EndpointRow)(nil),                  // 39: skep.wire.v1.EndpointRow
+	(*NetTaskRow)(nil),                   // 40: skep.wire.v1.NetTaskRow
+	(*Ask)(nil),                          // 41: skep.wire.v1.Ask
+	(*CheckPorts)(nil),                   // 42: skep.wire.v1.CheckPorts
+	(*OpenStream)(nil),                   // 43: skep.wire.v1.OpenStream
+	(*LogsRequest)(nil),                  // 44: skep.wire.v1.LogsRequest
+	(*Frame)(nil),                        // 45: skep.wire.v1.Frame
+	(*StreamOpen)(nil),                   // 46: skep.wire.v1.StreamOpen
+	(*StreamClose)(nil),                  // 47: skep.wire.v1.StreamClose
+	(*LogEntries)(nil),                   // 48: skep.wire.v1.LogEntries
+	(*LogEntry)(nil),                     // 49: skep.wire.v1.LogEntry
+	nil,                                  // 50: skep.wire.v1.NodeInfo.LabelsEntry
+	nil,                                  // 51: skep.wire.v1.Template.ServiceLabelsEntry
+	nil,                                  // 52: skep.wire.v1.Template.LogOptionsEntry
+	nil,                                  // 53: skep.wire.v1.NetAttach.OptionsEntry
+	nil,                                  // 54: skep.wire.v1.NetworkInfo.OptionsEntry
+	nil,                                  // 55: skep.wire.v1.LogEntry.AttrsEntry
 }
 var file_wire_proto_depIdxs = []int32{
 	7,  // 0: skep.wire.v1.FromAgent.hello:type_name -> skep.wire.v1.Hello
@@ -4233,65 +4399,68 @@ var file_wire_proto_depIdxs = []int32{
 	23, // 16: skep.wire.v1.ToAgent.assignments:type_name -> skep.wire.v1.Assignments
 	22, // 17: skep.wire.v1.ToAgent.reports_ack:type_name -> skep.wire.v1.ReportsAck
 	21, // 18: skep.wire.v1.ToAgent.beat:type_name -> skep.wire.v1.Beat
-	39, // 19: skep.wire.v1.ToAgent.ask:type_name -> skep.wire.v1.Ask
-	41, // 20: skep.wire.v1.ToAgent.open_stream:type_name -> skep.wire.v1.OpenStream
+	41, // 19: skep.wire.v1.ToAgent.ask:type_name -> skep.wire.v1.Ask
+	43, // 20: skep.wire.v1.ToAgent.open_stream:type_name -> skep.wire.v1.OpenStream
 	20, // 21: skep.wire.v1.ToAgent.managers:type_name -> skep.wire.v1.Managers
 	4,  // 22: skep.wire.v1.Welcome.at:type_name -> skep.wire.v1.Position
 	19, // 23: skep.wire.v1.Welcome.managers:type_name -> skep.wire.v1.Manager
 	19, // 24: skep.wire.v1.Managers.managers:type_name -> skep.wire.v1.Manager
 	4,  // 25: skep.wire.v1.Beat.at:type_name -> skep.wire.v1.Position
 	4,  // 26: skep.wire.v1.Assignments.at:type_name -> skep.wire.v1.Position
-	25, // 27: skep.wire.v1.Assignments.templates:type_name -> skep.wire.v1.Template
-	27, // 28: skep.wire.v1.Assignments.tasks:type_name -> skep.wire.v1.Task
+	27, // 27: skep.wire.v1.Assignments.templates:type_name -> skep.wire.v1.Template
+	29, // 28: skep.wire.v1.Assignments.tasks:type_name -> skep.wire.v1.Task
 	5,  // 29: skep.wire.v1.Assignments.removed:type_name -> skep.wire.v1.TaskRef
-	24, // 30: skep.wire.v1.Assignments.node:type_name -> skep.wire.v1.NodeInfo
-	48, // 31: skep.wire.v1.NodeInfo.labels:type_name -> skep.wire.v1.NodeInfo.LabelsEntry
-	13, // 32: skep.wire.v1.Template.host_ports:type_name -> skep.wire.v1.PortConfig
-	49, // 33: skep.wire.v1.Template.service_labels:type_name -> skep.wire.v1.Template.ServiceLabelsEntry
-	50, // 34: skep.wire.v1.Template.log_options:type_name -> skep.wire.v1.Template.LogOptionsEntry
-	26, // 35: skep.wire.v1.Template.nets:type_name -> skep.wire.v1.NetAttach
-	51, // 36: skep.wire.v1.NetAttach.options:type_name -> skep.wire.v1.NetAttach.OptionsEntry
-	5,  // 37: skep.wire.v1.Task.ref:type_name -> skep.wire.v1.TaskRef
-	13, // 38: skep.wire.v1.Task.host_ports:type_name -> skep.wire.v1.PortConfig
-	29, // 39: skep.wire.v1.Task.generic:type_name -> skep.wire.v1.GenericResource
-	28, // 40: skep.wire.v1.Task.nets:type_name -> skep.wire.v1.TaskNet
-	4,  // 41: skep.wire.v1.Tables.at:type_name -> skep.wire.v1.Position
-	32, // 42: skep.wire.v1.Tables.ports:type_name -> skep.wire.v1.PortRow
-	31, // 43: skep.wire.v1.Tables.ports_removed:type_name -> skep.wire.v1.PortKey
-	34, // 44: skep.wire.v1.Tables.nodes:type_name -> skep.wire.v1.NodeRow
-	31, // 45: skep.wire.v1.PortRow.key:type_name -> skep.wire.v1.PortKey
-	33, // 46: skep.wire.v1.PortRow.backends:type_name -> skep.wire.v1.Backend
-	5,  // 47: skep.wire.v1.Backend.task:type_name -> skep.wire.v1.TaskRef
-	4,  // 48: skep.wire.v1.NetTables.at:type_name -> skep.wire.v1.Position
-	36, // 49: skep.wire.v1.NetTables.network:type_name -> skep.wire.v1.NetworkInfo
-	37, // 50: skep.wire.v1.NetTables.endpoints:type_name -> skep.wire.v1.EndpointRow
-	38, // 51: skep.wire.v1.NetTables.tasks:type_name -> skep.wire.v1.NetTaskRow
-	5,  // 52: skep.wire.v1.NetTables.tasks_removed:type_name -> skep.wire.v1.TaskRef
-	52, // 53: skep.wire.v1.NetworkInfo.options:type_name -> skep.wire.v1.NetworkInfo.OptionsEntry
-	5,  // 54: skep.wire.v1.NetTaskRow.task:type_name -> skep.wire.v1.TaskRef
-	40, // 55: skep.wire.v1.Ask.check_ports:type_name -> skep.wire.v1.CheckPorts
-	31, // 56: skep.wire.v1.CheckPorts.ports:type_name -> skep.wire.v1.PortKey
-	42, // 57: skep.wire.v1.OpenStream.logs:type_name -> skep.wire.v1.LogsRequest
-	5,  // 58: skep.wire.v1.LogsRequest.tasks:type_name -> skep.wire.v1.TaskRef
-	44, // 59: skep.wire.v1.Frame.open:type_name -> skep.wire.v1.StreamOpen
-	46, // 60: skep.wire.v1.Frame.log_entries:type_name -> skep.wire.v1.LogEntries
-	45, // 61: skep.wire.v1.Frame.close:type_name -> skep.wire.v1.StreamClose
-	47, // 62: skep.wire.v1.LogEntries.entries:type_name -> skep.wire.v1.LogEntry
-	5,  // 63: skep.wire.v1.LogEntry.task:type_name -> skep.wire.v1.TaskRef
-	53, // 64: skep.wire.v1.LogEntry.attrs:type_name -> skep.wire.v1.LogEntry.AttrsEntry
-	0,  // 65: skep.wire.v1.CA.GetRootCA:input_type -> skep.wire.v1.GetRootCARequest
-	2,  // 66: skep.wire.v1.CA.IssueNodeCertificate:input_type -> skep.wire.v1.IssueNodeCertificateRequest
-	6,  // 67: skep.wire.v1.Dispatch.Session:input_type -> skep.wire.v1.FromAgent
-	43, // 68: skep.wire.v1.Dispatch.Stream:input_type -> skep.wire.v1.Frame
-	1,  // 69: skep.wire.v1.CA.GetRootCA:output_type -> skep.wire.v1.GetRootCAResponse
-	3,  // 70: skep.wire.v1.CA.IssueNodeCertificate:output_type -> skep.wire.v1.IssueNodeCertificateResponse
-	17, // 71: skep.wire.v1.Dispatch.Session:output_type -> skep.wire.v1.ToAgent
-	43, // 72: skep.wire.v1.Dispatch.Stream:output_type -> skep.wire.v1.Frame
-	69, // [69:73] is the sub-list for method output_type
-	65, // [65:69] is the sub-list for method input_type
-	65, // [65:65] is the sub-list for extension type_name
-	65, // [65:65] is the sub-list for extension extendee
-	0,  // [0:65] is the sub-list for field type_name
+	26, // 30: skep.wire.v1.Assignments.node:type_name -> skep.wire.v1.NodeInfo
+	25, // 31: skep.wire.v1.Assignments.payloads:type_name -> skep.wire.v1.Payload
+	24, // 32: skep.wire.v1.Assignments.payloads_removed:type_name -> skep.wire.v1.PayloadKey
+	24, // 33: skep.wire.v1.Payload.key:type_name -> skep.wire.v1.PayloadKey
+	50, // 34: skep.wire.v1.NodeInfo.labels:type_name -> skep.wire.v1.NodeInfo.LabelsEntry
+	13, // 35: skep.wire.v1.Template.host_ports:type_name -> skep.wire.v1.PortConfig
+	51, // 36: skep.wire.v1.Template.service_labels:type_name -> skep.wire.v1.Template.ServiceLabelsEntry
+	52, // 37: skep.wire.v1.Template.log_options:type_name -> skep.wire.v1.Template.LogOptionsEntry
+	28, // 38: skep.wire.v1.Template.nets:type_name -> skep.wire.v1.NetAttach
+	53, // 39: skep.wire.v1.NetAttach.options:type_name -> skep.wire.v1.NetAttach.OptionsEntry
+	5,  // 40: skep.wire.v1.Task.ref:type_name -> skep.wire.v1.TaskRef
+	13, // 41: skep.wire.v1.Task.host_ports:type_name -> skep.wire.v1.PortConfig
+	31, // 42: skep.wire.v1.Task.generic:type_name -> skep.wire.v1.GenericResource
+	30, // 43: skep.wire.v1.Task.nets:type_name -> skep.wire.v1.TaskNet
+	4,  // 44: skep.wire.v1.Tables.at:type_name -> skep.wire.v1.Position
+	34, // 45: skep.wire.v1.Tables.ports:type_name -> skep.wire.v1.PortRow
+	33, // 46: skep.wire.v1.Tables.ports_removed:type_name -> skep.wire.v1.PortKey
+	36, // 47: skep.wire.v1.Tables.nodes:type_name -> skep.wire.v1.NodeRow
+	33, // 48: skep.wire.v1.PortRow.key:type_name -> skep.wire.v1.PortKey
+	35, // 49: skep.wire.v1.PortRow.backends:type_name -> skep.wire.v1.Backend
+	5,  // 50: skep.wire.v1.Backend.task:type_name -> skep.wire.v1.TaskRef
+	4,  // 51: skep.wire.v1.NetTables.at:type_name -> skep.wire.v1.Position
+	38, // 52: skep.wire.v1.NetTables.network:type_name -> skep.wire.v1.NetworkInfo
+	39, // 53: skep.wire.v1.NetTables.endpoints:type_name -> skep.wire.v1.EndpointRow
+	40, // 54: skep.wire.v1.NetTables.tasks:type_name -> skep.wire.v1.NetTaskRow
+	5,  // 55: skep.wire.v1.NetTables.tasks_removed:type_name -> skep.wire.v1.TaskRef
+	54, // 56: skep.wire.v1.NetworkInfo.options:type_name -> skep.wire.v1.NetworkInfo.OptionsEntry
+	5,  // 57: skep.wire.v1.NetTaskRow.task:type_name -> skep.wire.v1.TaskRef
+	42, // 58: skep.wire.v1.Ask.check_ports:type_name -> skep.wire.v1.CheckPorts
+	33, // 59: skep.wire.v1.CheckPorts.ports:type_name -> skep.wire.v1.PortKey
+	44, // 60: skep.wire.v1.OpenStream.logs:type_name -> skep.wire.v1.LogsRequest
+	5,  // 61: skep.wire.v1.LogsRequest.tasks:type_name -> skep.wire.v1.TaskRef
+	46, // 62: skep.wire.v1.Frame.open:type_name -> skep.wire.v1.StreamOpen
+	48, // 63: skep.wire.v1.Frame.log_entries:type_name -> skep.wire.v1.LogEntries
+	47, // 64: skep.wire.v1.Frame.close:type_name -> skep.wire.v1.StreamClose
+	49, // 65: skep.wire.v1.LogEntries.entries:type_name -> skep.wire.v1.LogEntry
+	5,  // 66: skep.wire.v1.LogEntry.task:type_name -> skep.wire.v1.TaskRef
+	55, // 67: skep.wire.v1.LogEntry.attrs:type_name -> skep.wire.v1.LogEntry.AttrsEntry
+	0,  // 68: skep.wire.v1.CA.GetRootCA:input_type -> skep.wire.v1.GetRootCARequest
+	2,  // 69: skep.wire.v1.CA.IssueNodeCertificate:input_type -> skep.wire.v1.IssueNodeCertificateRequest
+	6,  // 70: skep.wire.v1.Dispatch.Session:input_type -> skep.wire.v1.FromAgent
+	45, // 71: skep.wire.v1.Dispatch.Stream:input_type -> skep.wire.v1.Frame
+	1,  // 72: skep.wire.v1.CA.GetRootCA:output_type -> skep.wire.v1.GetRootCAResponse
+	3,  // 73: skep.wire.v1.CA.IssueNodeCertificate:output_type -> skep.wire.v1.IssueNodeCertificateResponse
+	17, // 74: skep.wire.v1.Dispatch.Session:output_type -> skep.wire.v1.ToAgent
+	45, // 75: skep.wire.v1.Dispatch.Stream:output_type -> skep.wire.v1.Frame
+	72, // [72:76] is the sub-list for method output_type
+	68, // [68:72] is the sub-list for method input_type
+	68, // [68:68] is the sub-list for extension type_name
+	68, // [68:68] is the sub-list for extension extendee
+	0,  // [0:68] is the sub-list for field type_name
 }
 
 func init() { file_wire_proto_init() }
@@ -4321,13 +4490,13 @@ func file_wire_proto_init() {
 		(*ToAgent_Managers)(nil),
 		(*ToAgent_NetTables)(nil),
 	}
-	file_wire_proto_msgTypes[39].OneofWrappers = []any{
+	file_wire_proto_msgTypes[41].OneofWrappers = []any{
 		(*Ask_CheckPorts)(nil),
 	}
-	file_wire_proto_msgTypes[41].OneofWrappers = []any{
+	file_wire_proto_msgTypes[43].OneofWrappers = []any{
 		(*OpenStream_Logs)(nil),
 	}
-	file_wire_proto_msgTypes[43].OneofWrappers = []any{
+	file_wire_proto_msgTypes[45].OneofWrappers = []any{
 		(*Frame_Open)(nil),
 		(*Frame_LogEntries)(nil),
 		(*Frame_Data)(nil),
@@ -4339,7 +4508,7 @@ func file_wire_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_wire_proto_rawDesc), len(file_wire_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   54,
+			NumMessages:   56,
 			NumExtensions: 0,
 			NumServices:   2,
 		},
