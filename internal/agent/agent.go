@@ -128,6 +128,7 @@ type Agent struct {
 	store      *store
 	slots      *semaphore.Weighted // first come, first served
 	probes     *semaphore.Weighted // health checks under way
+	withdrawn  *withdrawn
 	rep        *reporter
 	net        *network
 	safe       *safe
@@ -189,7 +190,7 @@ func New(cfg Config) (*Agent, error) {
 	if err != nil {
 		return nil, err
 	}
-	a := &Agent{cfg: cfg, store: st, slots: semaphore.NewWeighted(int64(cfg.Parallel)), probes: semaphore.NewWeighted(maxProbes),
+	a := &Agent{cfg: cfg, store: st, slots: semaphore.NewWeighted(int64(cfg.Parallel)), probes: semaphore.NewWeighted(maxProbes), withdrawn: newWithdrawn(),
 		byID: map[model.TaskID]*task{}, templates: map[uint64]*template{}, knowing: make(chan struct{}),
 		streams: make(chan struct{}, maxStreams), redescribe: make(chan struct{}, 1)}
 	a.rep = newReporter(a)

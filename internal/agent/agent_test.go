@@ -308,7 +308,7 @@ func TestStopsWhatIsNotPublished(t *testing.T) {
 	told := time.Now()
 	m.assign(2, 1, model.StateShutdown)
 	m.awaitState(ids[1], model.StateShutdown)
-	if took := time.Since(told); took < unpublishWait {
+	if took := time.Since(told); took < withdrawalWait {
 		t.Errorf("stopped after %v, while the port led to it", took)
 	}
 	if p, _ := h.net.port(key); len(p.Backends4) != 1 {

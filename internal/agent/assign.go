@@ -53,7 +53,7 @@ func (a *Agent) takeAssignments(m *pb.Assignments) error {
 	a.safe.add(m.Payloads)
 	var fresh []*task
 	for _, tm := range m.Tasks {
-		ops, fresh = a.assign(ops, fresh, tm)
+		ops, fresh = a.assign(ops, fresh, tm, m.Withdrawal)
 	}
 	a.safe.drop(m.PayloadsRemoved)
 	for _, ref := range m.Removed {
@@ -99,7 +99,7 @@ func (a *Agent) takeComplete(m *pb.Assignments, parsed map[uint64]*template, at 
 	wanted := make(map[model.TaskID]bool, len(d.tasks))
 	for _, tm := range d.tasks {
 		wanted[taskID(tm)] = true
-		ops, fresh = a.assign(ops, fresh, tm)
+		ops, fresh = a.assign(ops, fresh, tm, 0)
 	}
 	for id, t := range a.byID {
 		if !wanted[id] {
@@ -123,10 +123,10 @@ func (a *Agent) setNode(ops []op, m *pb.NodeInfo) []op {
 }
 
 // assign takes one task; a.mu is held.
-func (a *Agent) assign(ops []op, fresh []*task, m *pb.Task) ([]op, []*task) {
+func (a *Agent) assign(ops []op, fresh []*task, m *pb.Task, withdrawal uint64) ([]op, []*task) {
 	id := taskID(m)
 	if t := a.byID[id]; t != nil {
-		t.assign(m)
+		t.assign(m, withdrawal)
 		// What the managers know less of than the node is reported again.
 		if _, _, st := t.snapshot(); st.State > model.TaskState(m.State) && st.State >= model.StateAccepted {
 			a.rep.mark(id)

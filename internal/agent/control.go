@@ -216,7 +216,7 @@ func (c *controller) Ended(ctx context.Context) (runtime.Exit, bool) {
 
 // Stop implements actions. It takes no slot: most of its time is the grace period.
 func (c *controller) Stop(ctx context.Context) error {
-	c.a.net.awaitUnpublished(ctx, c.t.id)
+	c.withdraw(ctx)
 	return c.stop(ctx)
 }
 

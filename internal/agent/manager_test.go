@@ -40,12 +40,13 @@ type scripted struct {
 	reports  int
 	streams  map[string]chan pb.Dispatch_StreamServer
 	askReply chan *pb.AskReply
+	passed   chan uint64
 }
 
 func newScripted(t testing.TB, h *host) *scripted {
 	m := &scripted{t: t, index: 10, tasks: map[model.TaskID]*pb.Task{}, tpls: map[uint64]*pb.Template{},
 		states: map[model.TaskID]model.TaskReport{}, history: map[model.TaskID][]model.TaskState{},
-		streams: map[string]chan pb.Dispatch_StreamServer{}, askReply: make(chan *pb.AskReply, 1)}
+		streams: map[string]chan pb.Dispatch_StreamServer{}, askReply: make(chan *pb.AskReply, 1), passed: make(chan uint64, 1)}
 	m.srv = grpc.NewServer()
 	pb.RegisterDispatchServer(m.srv, m)
 	served := make(chan struct{})
@@ -134,6 +135,8 @@ func (m *scripted) take(session uint64, out chan *pb.ToAgent, msg *pb.FromAgent)
 		out <- &pb.ToAgent{Kind: &pb.ToAgent_ReportsAck{ReportsAck: &pb.ReportsAck{Session: session, Seq: k.Reports.Seq}}}
 	case *pb.FromAgent_Description:
 		m.clashes = wire.PortClashes(k.Description.PortClashes)
+	case *pb.FromAgent_Passed:
+		m.passed <- k.Passed.Index
 	case *pb.FromAgent_AskReply:
 		m.askReply <- k.AskReply
 	}

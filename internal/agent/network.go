@@ -47,7 +47,9 @@ type network struct {
 	owners   map[netplan.PortKey]model.TaskID // the zero TaskID is ingress
 	held     map[netplan.PortKey]bool
 	applied  map[netplan.PortKey]netplan.Port
-	settled  chan struct{} // closed when applied changes
+	settled  chan struct{} // closed when applied or passed changes
+	passes   uint64        // begun so far
+	passed   uint64        // the last one that succeeded
 	clashes  map[netplan.PortKey]model.PortClash
 }
 
@@ -250,6 +252,8 @@ func (n *network) run(ctx context.Context, a *Agent) {
 func (n *network) pass(ctx context.Context) error {
 	n.mu.Lock()
 	known, full := n.known, n.full
+	n.passes++
+	num := n.passes
 	n.mu.Unlock()
 	if !known {
 		return nil
@@ -266,6 +270,11 @@ func (n *network) pass(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	n.mu.Lock()
+	n.passed = num
+	close(n.settled)
+	n.settled = make(chan struct{})
+	n.mu.Unlock()
 	return n.letGo(ctx)
 }
 

@@ -221,6 +221,10 @@ func (s *session) take(ctx context.Context, wg *sync.WaitGroup, m *pb.ToAgent) e
 				s.reply(ctx, refusal)
 			}
 		})
+	case *pb.ToAgent_Fence:
+		wg.Go(func() { s.pass(ctx, k.Fence) })
+	case *pb.ToAgent_Withdrawn:
+		s.a.withdrawn.set(k.Withdrawn.Index)
 	case *pb.ToAgent_Managers:
 		s.a.setManagers(k.Managers.Managers)
 	}

@@ -43,15 +43,17 @@ type task struct {
 	ended     chan struct{} // closed when the task has ended and its log is complete
 	endOnce   sync.Once
 
-	mu        sync.Mutex
-	msg       *pb.Task
-	tpl       *template
-	desired   model.TaskState
-	removed   bool
-	st        status
-	prepared  bool               // in this process
-	interrupt context.CancelFunc // of the step under way
-	health    *health            // nil until its container's check is known, or when it has none
+	mu      sync.Mutex
+	msg     *pb.Task
+	tpl     *template
+	desired model.TaskState
+	removed bool
+	// withdrawal is the index of the managers' word to wait for before the task is stopped; 0 for none.
+	withdrawal uint64
+	st         status
+	prepared   bool               // in this process
+	interrupt  context.CancelFunc // of the step under way
+	health     *health            // nil until its container's check is known, or when it has none
 }
 
 func newTask(a *Agent, m *pb.Task, tpl *template, st status) *task {
@@ -62,9 +64,12 @@ func newTask(a *Agent, m *pb.Task, tpl *template, st status) *task {
 }
 
 // assign sets what the managers want; a desired state never goes back.
-func (t *task) assign(m *pb.Task) {
+func (t *task) assign(m *pb.Task, withdrawal uint64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if t.desired < model.StateShutdown {
+		t.withdrawal = withdrawal
+	}
 	t.desired = max(t.desired, model.TaskState(m.Desired))
 	t.msg = m
 	// Another one's last word (orphaned): this node must not go on with it.

@@ -4,21 +4,14 @@ import (
 	"context"
 	"net/netip"
 	"slices"
-	"time"
 
 	"github.com/skep-swarm/skep/internal/model"
 	"github.com/skep-swarm/skep/internal/netplan"
 )
 
-// unpublishWait bounds how long a task is kept from its stop signal because published ports still lead to it: the
-// managers' word that they do not comes with the one to stop, or it does not come.
-const unpublishWait = time.Second
-
-// awaitUnpublished returns when no ingress port of this node leads to a task any more, or after unpublishWait. A task
-// that is told to stop before that may be asked by a client that it does not answer any more.
+// awaitUnpublished returns when no ingress port of this node leads to a task any more, or ctx ends. A task that is told to stop
+// before that may be asked by a client that it does not answer any more.
 func (n *network) awaitUnpublished(ctx context.Context, id model.TaskID) {
-	timer := time.NewTimer(unpublishWait)
-	defer timer.Stop()
 	for {
 		n.mu.Lock()
 		settled, leads := n.settled, n.leadsTo(n.added[id])
@@ -28,10 +21,34 @@ func (n *network) awaitUnpublished(ctx context.Context, id model.TaskID) {
 		}
 		select {
 		case <-settled:
-		case <-timer.C:
-			return
 		case <-ctx.Done():
 			return
+		}
+	}
+}
+
+// leads is leadsTo for a task by its key.
+func (n *network) leads(id model.TaskID) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.leadsTo(n.added[id])
+}
+
+// awaitPass returns true when a pass that began after the call has brought the kernel in line.
+func (n *network) awaitPass(ctx context.Context) bool {
+	var want uint64
+	n.change(func() { want = n.passes + 1 }) // a pass under way may have read the tables before
+	for {
+		n.mu.Lock()
+		passed, settled := n.passed, n.settled
+		n.mu.Unlock()
+		if passed >= want {
+			return true
+		}
+		select {
+		case <-settled:
+		case <-ctx.Done():
+			return false
 		}
 	}
 }

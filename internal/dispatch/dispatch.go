@@ -88,6 +88,8 @@ type Server struct {
 	snap     *state.Snapshot // sessions have been marked for everything up to it
 	refusal  string          // not empty: no sessions are served
 	running  bool
+
+	withdrawals withdrawals
 }
 
 // New makes a Server. It starts nothing.
@@ -190,6 +192,10 @@ func (s *Server) follow(steps []replica.Applied) {
 		for _, n := range s.sessions {
 			n.mark(func() { n.tablesDue = true; n.complete = n.complete || whole })
 		}
+	}
+	// Before the tasks themselves, whose messages name it.
+	if tell := stopping(before, after, touched); tell != nil {
+		s.withdraw(after.Index(), tell)
 	}
 	for k := range touched {
 		switch k.Kind {

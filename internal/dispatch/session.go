@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"math"
 	"math/rand/v2"
 	"reflect"
 	"sync"
@@ -44,6 +45,9 @@ type session struct {
 	acks      uint64 // sequence number to acknowledge
 	ackDue    bool
 	outbox    []*pb.ToAgent
+	fence     uint64 // to be sent after all else that is due; 0 for none
+	// withdrawal is the index of the last one that concerns tasks of this node; every set of tasks names it.
+	withdrawal uint64
 
 	// Of the sending goroutine.
 	view view
@@ -186,6 +190,7 @@ func (s *Server) begin(n *session, addr string, hello *pb.Hello) error {
 	if old := s.sessions[n.node]; old != nil {
 		n.num = max(n.num, old.num+1)
 		old.close(model.Stalef("the node began another session"))
+		s.leave(n.node, math.MaxUint64)
 	}
 	s.sessions[n.node] = n
 	s.leases[n.node] = &lease{until: time.Now().Add(leasePeriods * n.period), addr: addr, applied: position(hello.Applied), connected: true}
@@ -199,6 +204,7 @@ func (s *Server) end(n *session) {
 	defer s.mu.Unlock()
 	if s.sessions[n.node] == n {
 		delete(s.sessions, n.node)
+		s.leave(n.node, math.MaxUint64)
 		if l := s.leases[n.node]; l != nil {
 			l.connected = false
 		}
@@ -254,6 +260,8 @@ func (s *Server) receive(n *session, stream pb.Dispatch_SessionServer) error {
 			if err := s.describe(n.ctx, n, s.cfg.State.Snapshot(), k.Description); err != nil {
 				return err
 			}
+		case *pb.FromAgent_Passed:
+			s.passed(n, k.Passed.Index)
 		case *pb.FromAgent_AskReply:
 			s.streams.answer(n, k.AskReply)
 		case *pb.FromAgent_StreamRefused:
@@ -343,7 +351,8 @@ func (n *session) due() []*pb.ToAgent {
 	n.mu.Lock()
 	complete, tablesDue, nodeDue, tasks := n.complete, n.tablesDue, n.nodeDue, n.tasksDue
 	beat, beatDue, ack, ackDue, out := n.beats, n.beatDue, n.acks, n.ackDue, n.outbox
-	n.complete, n.tablesDue, n.nodeDue, n.beatDue, n.ackDue, n.outbox = false, false, false, false, false, nil
+	fence := n.fence
+	n.complete, n.tablesDue, n.nodeDue, n.beatDue, n.ackDue, n.outbox, n.fence = false, false, false, false, false, nil, 0
 	if len(tasks) == 0 {
 		tasks = nil // the map stays the marks', for others to write
 	} else {
@@ -354,6 +363,9 @@ func (n *session) due() []*pb.ToAgent {
 	n.srv.mu.Lock()
 	snap := n.srv.snap
 	n.srv.mu.Unlock()
+	n.mu.Lock()
+	withdrawal := n.withdrawal // of the tasks in snap
+	n.mu.Unlock()
 	if complete {
 		// The node may know more than the sessions have been marked for.
 		snap = n.srv.cfg.State.Snapshot()
@@ -381,9 +393,13 @@ func (n *session) due() []*pb.ToAgent {
 		sets = n.view.changed(snap, n.node, tasks, nodeDue)
 	}
 	for _, a := range sets {
+		a.Withdrawal = withdrawal
 		msgs = append(msgs, &pb.ToAgent{Kind: &pb.ToAgent_Assignments{Assignments: a}})
 	}
 	msgs = append(msgs, out...)
+	if fence != 0 {
+		msgs = append(msgs, &pb.ToAgent{Kind: &pb.ToAgent_Fence{Fence: &pb.Fence{Index: fence}}})
+	}
 	if beatDue {
 		msgs = append(msgs, &pb.ToAgent{Kind: &pb.ToAgent_Beat{Beat: &pb.Beat{At: at(snap), Number: beat, HeartbeatPeriodMs: jittered(n.period)}}})
 	}

@@ -126,3 +126,16 @@ func FuzzParseService(f *testing.F) {
 		}
 	})
 }
+
+func TestReservedLabels(t *testing.T) {
+	for label, ok := range map[string]bool{
+		"skep.drain=start-first": true, "skep.drain=later": false, "skep.drain-time=2s": true, "skep.drain-time=0s": true,
+		"skep.drain-time=-1s": false, "skep.drain-time=soon": false, "skep.drain-time=2h": false,
+	} {
+		k, v, _ := strings.Cut(label, "=")
+		err := admitReserved(&swarm.ServiceSpec{Annotations: swarm.Annotations{Labels: map[string]string{k: v}}})
+		if (err == nil) != ok {
+			t.Errorf("%s: %v", label, err)
+		}
+	}
+}

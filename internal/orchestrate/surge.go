@@ -19,6 +19,9 @@ const (
 	drainStopFirst  = "stop-first"  // the old task is stopped at once
 )
 
+// ValidDrainOrder reports whether a value of DrainLabel means something.
+func ValidDrainOrder(order string) bool { return order == drainStartFirst || order == drainStopFirst }
+
 func (p *planner) drainOrder() string { return p.svc.Spec().Labels[DrainLabel] }
 
 // leaving reports whether a task runs where it must not stay, but may until its successor is there: on a

@@ -380,6 +380,7 @@ type FromAgent struct {
 	//	*FromAgent_Description
 	//	*FromAgent_AskReply
 	//	*FromAgent_StreamRefused
+	//	*FromAgent_Passed
 	Kind          isFromAgent_Kind `protobuf_oneof:"kind"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -476,6 +477,15 @@ func (x *FromAgent) GetStreamRefused() *StreamRefused {
 	return nil
 }
 
+func (x *FromAgent) GetPassed() *Passed {
+	if x != nil {
+		if x, ok := x.Kind.(*FromAgent_Passed); ok {
+			return x.Passed
+		}
+	}
+	return nil
+}
+
 type isFromAgent_Kind interface {
 	isFromAgent_Kind()
 }
@@ -504,6 +514,11 @@ type FromAgent_StreamRefused struct {
 	StreamRefused *StreamRefused `protobuf:"bytes,6,opt,name=stream_refused,json=streamRefused,proto3,oneof"`
 }
 
+type FromAgent_Passed struct {
+	// Answers Fence.
+	Passed *Passed `protobuf:"bytes,7,opt,name=passed,proto3,oneof"`
+}
+
 func (*FromAgent_Hello) isFromAgent_Kind() {}
 
 func (*FromAgent_Heartbeat) isFromAgent_Kind() {}
@@ -515,6 +530,8 @@ func (*FromAgent_Description) isFromAgent_Kind() {}
 func (*FromAgent_AskReply) isFromAgent_Kind() {}
 
 func (*FromAgent_StreamRefused) isFromAgent_Kind() {}
+
+func (*FromAgent_Passed) isFromAgent_Kind() {}
 
 type Hello struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1235,6 +1252,8 @@ type ToAgent struct {
 	//	*ToAgent_Ask
 	//	*ToAgent_OpenStream
 	//	*ToAgent_Managers
+	//	*ToAgent_Fence
+	//	*ToAgent_Withdrawn
 	//	*ToAgent_NetTables
 	Kind          isToAgent_Kind `protobuf_oneof:"kind"`
 	unknownFields protoimpl.UnknownFields
@@ -1350,6 +1369,24 @@ func (x *ToAgent) GetManagers() *Managers {
 	return nil
 }
 
+func (x *ToAgent) GetFence() *Fence {
+	if x != nil {
+		if x, ok := x.Kind.(*ToAgent_Fence); ok {
+			return x.Fence
+		}
+	}
+	return nil
+}
+
+func (x *ToAgent) GetWithdrawn() *Withdrawn {
+	if x != nil {
+		if x, ok := x.Kind.(*ToAgent_Withdrawn); ok {
+			return x.Withdrawn
+		}
+	}
+	return nil
+}
+
 func (x *ToAgent) GetNetTables() []byte {
 	if x != nil {
 		if x, ok := x.Kind.(*ToAgent_NetTables); ok {
@@ -1396,6 +1433,14 @@ type ToAgent_Managers struct {
 	Managers *Managers `protobuf:"bytes,8,opt,name=managers,proto3,oneof"`
 }
 
+type ToAgent_Fence struct {
+	Fence *Fence `protobuf:"bytes,20,opt,name=fence,proto3,oneof"`
+}
+
+type ToAgent_Withdrawn struct {
+	Withdrawn *Withdrawn `protobuf:"bytes,21,opt,name=withdrawn,proto3,oneof"`
+}
+
 type ToAgent_NetTables struct {
 	// An encoded NetTables: it is the same for all nodes that have tasks in the network.
 	NetTables []byte `protobuf:"bytes,9,opt,name=net_tables,json=netTables,proto3,oneof"`
@@ -1417,7 +1462,145 @@ func (*ToAgent_OpenStream) isToAgent_Kind() {}
 
 func (*ToAgent_Managers) isToAgent_Kind() {}
 
+func (*ToAgent_Fence) isToAgent_Kind() {}
+
+func (*ToAgent_Withdrawn) isToAgent_Kind() {}
+
 func (*ToAgent_NetTables) isToAgent_Kind() {}
+
+// Fence asks the node to answer Passed when its kernel does what all that came before says.
+type Fence struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Index         uint64                 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Fence) Reset() {
+	*x = Fence{}
+	mi := &file_wire_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Fence) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Fence) ProtoMessage() {}
+
+func (x *Fence) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Fence.ProtoReflect.Descriptor instead.
+func (*Fence) Descriptor() ([]byte, []int) {
+	return file_wire_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *Fence) GetIndex() uint64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+type Passed struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Index         uint64                 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Passed) Reset() {
+	*x = Passed{}
+	mi := &file_wire_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Passed) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Passed) ProtoMessage() {}
+
+func (x *Passed) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Passed.ProtoReflect.Descriptor instead.
+func (*Passed) Descriptor() ([]byte, []int) {
+	return file_wire_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *Passed) GetIndex() uint64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+// Withdrawn says that no node leads new traffic to the tasks that were told to stop up to the index.
+type Withdrawn struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Index         uint64                 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Withdrawn) Reset() {
+	*x = Withdrawn{}
+	mi := &file_wire_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Withdrawn) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Withdrawn) ProtoMessage() {}
+
+func (x *Withdrawn) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Withdrawn.ProtoReflect.Descriptor instead.
+func (*Withdrawn) Descriptor() ([]byte, []int) {
+	return file_wire_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *Withdrawn) GetIndex() uint64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
 
 // Welcome answers Hello. Complete sets of tables and assignments follow it.
 type Welcome struct {
@@ -1436,7 +1619,7 @@ type Welcome struct {
 
 func (x *Welcome) Reset() {
 	*x = Welcome{}
-	mi := &file_wire_proto_msgTypes[18]
+	mi := &file_wire_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1448,7 +1631,7 @@ func (x *Welcome) String() string {
 func (*Welcome) ProtoMessage() {}
 
 func (x *Welcome) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[18]
+	mi := &file_wire_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1461,7 +1644,7 @@ func (x *Welcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Welcome.ProtoReflect.Descriptor instead.
 func (*Welcome) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{18}
+	return file_wire_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Welcome) GetSession() uint64 {
@@ -1524,7 +1707,7 @@ type Manager struct {
 
 func (x *Manager) Reset() {
 	*x = Manager{}
-	mi := &file_wire_proto_msgTypes[19]
+	mi := &file_wire_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1536,7 +1719,7 @@ func (x *Manager) String() string {
 func (*Manager) ProtoMessage() {}
 
 func (x *Manager) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[19]
+	mi := &file_wire_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1549,7 +1732,7 @@ func (x *Manager) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Manager.ProtoReflect.Descriptor instead.
 func (*Manager) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{19}
+	return file_wire_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Manager) GetNodeId() string {
@@ -1575,7 +1758,7 @@ type Managers struct {
 
 func (x *Managers) Reset() {
 	*x = Managers{}
-	mi := &file_wire_proto_msgTypes[20]
+	mi := &file_wire_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1587,7 +1770,7 @@ func (x *Managers) String() string {
 func (*Managers) ProtoMessage() {}
 
 func (x *Managers) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[20]
+	mi := &file_wire_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1600,7 +1783,7 @@ func (x *Managers) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Managers.ProtoReflect.Descriptor instead.
 func (*Managers) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{20}
+	return file_wire_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Managers) GetManagers() []*Manager {
@@ -1622,7 +1805,7 @@ type Beat struct {
 
 func (x *Beat) Reset() {
 	*x = Beat{}
-	mi := &file_wire_proto_msgTypes[21]
+	mi := &file_wire_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1634,7 +1817,7 @@ func (x *Beat) String() string {
 func (*Beat) ProtoMessage() {}
 
 func (x *Beat) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[21]
+	mi := &file_wire_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1647,7 +1830,7 @@ func (x *Beat) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Beat.ProtoReflect.Descriptor instead.
 func (*Beat) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{21}
+	return file_wire_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Beat) GetAt() *Position {
@@ -1681,7 +1864,7 @@ type ReportsAck struct {
 
 func (x *ReportsAck) Reset() {
 	*x = ReportsAck{}
-	mi := &file_wire_proto_msgTypes[22]
+	mi := &file_wire_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1693,7 +1876,7 @@ func (x *ReportsAck) String() string {
 func (*ReportsAck) ProtoMessage() {}
 
 func (x *ReportsAck) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[22]
+	mi := &file_wire_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1706,7 +1889,7 @@ func (x *ReportsAck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportsAck.ProtoReflect.Descriptor instead.
 func (*ReportsAck) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{22}
+	return file_wire_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ReportsAck) GetSession() uint64 {
@@ -1738,6 +1921,8 @@ type Assignments struct {
 	Removed []*TaskRef `protobuf:"bytes,6,rep,name=removed,proto3" json:"removed,omitempty"`
 	// Set in complete sets and when it changed.
 	Node *NodeInfo `protobuf:"bytes,7,opt,name=node,proto3" json:"node,omitempty"`
+	// Withdrawn of this index follows: tasks that are told to stop here wait for it. 0 for none.
+	Withdrawal uint64 `protobuf:"varint,30,opt,name=withdrawal,proto3" json:"withdrawal,omitempty"`
 	// Secrets and configs that live tasks of the node need, each before the first of them and once in a session. A complete
 	// set has all of them.
 	Payloads []*Payload `protobuf:"bytes,20,rep,name=payloads,proto3" json:"payloads,omitempty"`
@@ -1749,7 +1934,7 @@ type Assignments struct {
 
 func (x *Assignments) Reset() {
 	*x = Assignments{}
-	mi := &file_wire_proto_msgTypes[23]
+	mi := &file_wire_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1761,7 +1946,7 @@ func (x *Assignments) String() string {
 func (*Assignments) ProtoMessage() {}
 
 func (x *Assignments) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[23]
+	mi := &file_wire_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1774,7 +1959,7 @@ func (x *Assignments) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Assignments.ProtoReflect.Descriptor instead.
 func (*Assignments) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{23}
+	return file_wire_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Assignments) GetAt() *Position {
@@ -1826,6 +2011,13 @@ func (x *Assignments) GetNode() *NodeInfo {
 	return nil
 }
 
+func (x *Assignments) GetWithdrawal() uint64 {
+	if x != nil {
+		return x.Withdrawal
+	}
+	return 0
+}
+
 func (x *Assignments) GetPayloads() []*Payload {
 	if x != nil {
 		return x.Payloads
@@ -1851,7 +2043,7 @@ type PayloadKey struct {
 
 func (x *PayloadKey) Reset() {
 	*x = PayloadKey{}
-	mi := &file_wire_proto_msgTypes[24]
+	mi := &file_wire_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1863,7 +2055,7 @@ func (x *PayloadKey) String() string {
 func (*PayloadKey) ProtoMessage() {}
 
 func (x *PayloadKey) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[24]
+	mi := &file_wire_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1876,7 +2068,7 @@ func (x *PayloadKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PayloadKey.ProtoReflect.Descriptor instead.
 func (*PayloadKey) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{24}
+	return file_wire_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *PayloadKey) GetKind() uint32 {
@@ -1908,7 +2100,7 @@ type Payload struct {
 
 func (x *Payload) Reset() {
 	*x = Payload{}
-	mi := &file_wire_proto_msgTypes[25]
+	mi := &file_wire_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1920,7 +2112,7 @@ func (x *Payload) String() string {
 func (*Payload) ProtoMessage() {}
 
 func (x *Payload) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[25]
+	mi := &file_wire_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1933,7 +2125,7 @@ func (x *Payload) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Payload.ProtoReflect.Descriptor instead.
 func (*Payload) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{25}
+	return file_wire_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Payload) GetKey() *PayloadKey {
@@ -1990,7 +2182,7 @@ type NodeInfo struct {
 
 func (x *NodeInfo) Reset() {
 	*x = NodeInfo{}
-	mi := &file_wire_proto_msgTypes[26]
+	mi := &file_wire_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2002,7 +2194,7 @@ func (x *NodeInfo) String() string {
 func (*NodeInfo) ProtoMessage() {}
 
 func (x *NodeInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[26]
+	mi := &file_wire_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2015,7 +2207,7 @@ func (x *NodeInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeInfo.ProtoReflect.Descriptor instead.
 func (*NodeInfo) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{26}
+	return file_wire_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *NodeInfo) GetNodeId() string {
@@ -2106,7 +2298,7 @@ type Template struct {
 
 func (x *Template) Reset() {
 	*x = Template{}
-	mi := &file_wire_proto_msgTypes[27]
+	mi := &file_wire_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2118,7 +2310,7 @@ func (x *Template) String() string {
 func (*Template) ProtoMessage() {}
 
 func (x *Template) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[27]
+	mi := &file_wire_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2131,7 +2323,7 @@ func (x *Template) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Template.ProtoReflect.Descriptor instead.
 func (*Template) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{27}
+	return file_wire_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Template) GetId() uint64 {
@@ -2230,7 +2422,7 @@ type NetAttach struct {
 
 func (x *NetAttach) Reset() {
 	*x = NetAttach{}
-	mi := &file_wire_proto_msgTypes[28]
+	mi := &file_wire_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2242,7 +2434,7 @@ func (x *NetAttach) String() string {
 func (*NetAttach) ProtoMessage() {}
 
 func (x *NetAttach) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[28]
+	mi := &file_wire_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2255,7 +2447,7 @@ func (x *NetAttach) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetAttach.ProtoReflect.Descriptor instead.
 func (*NetAttach) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{28}
+	return file_wire_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *NetAttach) GetNetwork() uint64 {
@@ -2304,7 +2496,7 @@ type Task struct {
 
 func (x *Task) Reset() {
 	*x = Task{}
-	mi := &file_wire_proto_msgTypes[29]
+	mi := &file_wire_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2316,7 +2508,7 @@ func (x *Task) String() string {
 func (*Task) ProtoMessage() {}
 
 func (x *Task) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[29]
+	mi := &file_wire_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2329,7 +2521,7 @@ func (x *Task) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Task.ProtoReflect.Descriptor instead.
 func (*Task) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{29}
+	return file_wire_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Task) GetRef() *TaskRef {
@@ -2428,7 +2620,7 @@ type TaskNet struct {
 
 func (x *TaskNet) Reset() {
 	*x = TaskNet{}
-	mi := &file_wire_proto_msgTypes[30]
+	mi := &file_wire_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2440,7 +2632,7 @@ func (x *TaskNet) String() string {
 func (*TaskNet) ProtoMessage() {}
 
 func (x *TaskNet) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[30]
+	mi := &file_wire_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2453,7 +2645,7 @@ func (x *TaskNet) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskNet.ProtoReflect.Descriptor instead.
 func (*TaskNet) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{30}
+	return file_wire_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *TaskNet) GetNetwork() uint64 {
@@ -2489,7 +2681,7 @@ type GenericResource struct {
 
 func (x *GenericResource) Reset() {
 	*x = GenericResource{}
-	mi := &file_wire_proto_msgTypes[31]
+	mi := &file_wire_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2501,7 +2693,7 @@ func (x *GenericResource) String() string {
 func (*GenericResource) ProtoMessage() {}
 
 func (x *GenericResource) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[31]
+	mi := &file_wire_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2514,7 +2706,7 @@ func (x *GenericResource) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GenericResource.ProtoReflect.Descriptor instead.
 func (*GenericResource) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{31}
+	return file_wire_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *GenericResource) GetKind() string {
@@ -2556,7 +2748,7 @@ type Tables struct {
 
 func (x *Tables) Reset() {
 	*x = Tables{}
-	mi := &file_wire_proto_msgTypes[32]
+	mi := &file_wire_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2568,7 +2760,7 @@ func (x *Tables) String() string {
 func (*Tables) ProtoMessage() {}
 
 func (x *Tables) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[32]
+	mi := &file_wire_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2581,7 +2773,7 @@ func (x *Tables) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Tables.ProtoReflect.Descriptor instead.
 func (*Tables) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{32}
+	return file_wire_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Tables) GetAt() *Position {
@@ -2643,7 +2835,7 @@ type PortKey struct {
 
 func (x *PortKey) Reset() {
 	*x = PortKey{}
-	mi := &file_wire_proto_msgTypes[33]
+	mi := &file_wire_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2655,7 +2847,7 @@ func (x *PortKey) String() string {
 func (*PortKey) ProtoMessage() {}
 
 func (x *PortKey) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[33]
+	mi := &file_wire_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2668,7 +2860,7 @@ func (x *PortKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortKey.ProtoReflect.Descriptor instead.
 func (*PortKey) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{33}
+	return file_wire_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *PortKey) GetProtocol() string {
@@ -2698,7 +2890,7 @@ type PortRow struct {
 
 func (x *PortRow) Reset() {
 	*x = PortRow{}
-	mi := &file_wire_proto_msgTypes[34]
+	mi := &file_wire_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2710,7 +2902,7 @@ func (x *PortRow) String() string {
 func (*PortRow) ProtoMessage() {}
 
 func (x *PortRow) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[34]
+	mi := &file_wire_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2723,7 +2915,7 @@ func (x *PortRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortRow.ProtoReflect.Descriptor instead.
 func (*PortRow) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{34}
+	return file_wire_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *PortRow) GetKey() *PortKey {
@@ -2760,7 +2952,7 @@ type Backend struct {
 
 func (x *Backend) Reset() {
 	*x = Backend{}
-	mi := &file_wire_proto_msgTypes[35]
+	mi := &file_wire_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2772,7 +2964,7 @@ func (x *Backend) String() string {
 func (*Backend) ProtoMessage() {}
 
 func (x *Backend) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[35]
+	mi := &file_wire_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2785,7 +2977,7 @@ func (x *Backend) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Backend.ProtoReflect.Descriptor instead.
 func (*Backend) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{35}
+	return file_wire_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Backend) GetTask() *TaskRef {
@@ -2837,7 +3029,7 @@ type NodeRow struct {
 
 func (x *NodeRow) Reset() {
 	*x = NodeRow{}
-	mi := &file_wire_proto_msgTypes[36]
+	mi := &file_wire_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2849,7 +3041,7 @@ func (x *NodeRow) String() string {
 func (*NodeRow) ProtoMessage() {}
 
 func (x *NodeRow) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[36]
+	mi := &file_wire_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2862,7 +3054,7 @@ func (x *NodeRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeRow.ProtoReflect.Descriptor instead.
 func (*NodeRow) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{36}
+	return file_wire_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *NodeRow) GetNum() uint64 {
@@ -2920,7 +3112,7 @@ type NetTables struct {
 
 func (x *NetTables) Reset() {
 	*x = NetTables{}
-	mi := &file_wire_proto_msgTypes[37]
+	mi := &file_wire_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2932,7 +3124,7 @@ func (x *NetTables) String() string {
 func (*NetTables) ProtoMessage() {}
 
 func (x *NetTables) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[37]
+	mi := &file_wire_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2945,7 +3137,7 @@ func (x *NetTables) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetTables.ProtoReflect.Descriptor instead.
 func (*NetTables) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{37}
+	return file_wire_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *NetTables) GetAt() *Position {
@@ -3037,7 +3229,7 @@ type NetworkInfo struct {
 
 func (x *NetworkInfo) Reset() {
 	*x = NetworkInfo{}
-	mi := &file_wire_proto_msgTypes[38]
+	mi := &file_wire_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3049,7 +3241,7 @@ func (x *NetworkInfo) String() string {
 func (*NetworkInfo) ProtoMessage() {}
 
 func (x *NetworkInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[38]
+	mi := &file_wire_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3062,7 +3254,7 @@ func (x *NetworkInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkInfo.ProtoReflect.Descriptor instead.
 func (*NetworkInfo) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{38}
+	return file_wire_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *NetworkInfo) GetNum() uint64 {
@@ -3151,7 +3343,7 @@ type EndpointRow struct {
 
 func (x *EndpointRow) Reset() {
 	*x = EndpointRow{}
-	mi := &file_wire_proto_msgTypes[39]
+	mi := &file_wire_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3163,7 +3355,7 @@ func (x *EndpointRow) String() string {
 func (*EndpointRow) ProtoMessage() {}
 
 func (x *EndpointRow) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[39]
+	mi := &file_wire_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3176,7 +3368,7 @@ func (x *EndpointRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndpointRow.ProtoReflect.Descriptor instead.
 func (*EndpointRow) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{39}
+	return file_wire_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *EndpointRow) GetService() uint64 {
@@ -3240,7 +3432,7 @@ type NetTaskRow struct {
 
 func (x *NetTaskRow) Reset() {
 	*x = NetTaskRow{}
-	mi := &file_wire_proto_msgTypes[40]
+	mi := &file_wire_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3252,7 +3444,7 @@ func (x *NetTaskRow) String() string {
 func (*NetTaskRow) ProtoMessage() {}
 
 func (x *NetTaskRow) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[40]
+	mi := &file_wire_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3265,7 +3457,7 @@ func (x *NetTaskRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetTaskRow.ProtoReflect.Descriptor instead.
 func (*NetTaskRow) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{40}
+	return file_wire_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *NetTaskRow) GetTask() *TaskRef {
@@ -3332,7 +3524,7 @@ type Ask struct {
 
 func (x *Ask) Reset() {
 	*x = Ask{}
-	mi := &file_wire_proto_msgTypes[41]
+	mi := &file_wire_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3344,7 +3536,7 @@ func (x *Ask) String() string {
 func (*Ask) ProtoMessage() {}
 
 func (x *Ask) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[41]
+	mi := &file_wire_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3357,7 +3549,7 @@ func (x *Ask) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ask.ProtoReflect.Descriptor instead.
 func (*Ask) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{41}
+	return file_wire_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *Ask) GetId() uint64 {
@@ -3410,7 +3602,7 @@ type CheckPorts struct {
 
 func (x *CheckPorts) Reset() {
 	*x = CheckPorts{}
-	mi := &file_wire_proto_msgTypes[42]
+	mi := &file_wire_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3422,7 +3614,7 @@ func (x *CheckPorts) String() string {
 func (*CheckPorts) ProtoMessage() {}
 
 func (x *CheckPorts) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[42]
+	mi := &file_wire_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3435,7 +3627,7 @@ func (x *CheckPorts) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckPorts.ProtoReflect.Descriptor instead.
 func (*CheckPorts) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{42}
+	return file_wire_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *CheckPorts) GetPorts() []*PortKey {
@@ -3459,7 +3651,7 @@ type OpenStream struct {
 
 func (x *OpenStream) Reset() {
 	*x = OpenStream{}
-	mi := &file_wire_proto_msgTypes[43]
+	mi := &file_wire_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3471,7 +3663,7 @@ func (x *OpenStream) String() string {
 func (*OpenStream) ProtoMessage() {}
 
 func (x *OpenStream) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[43]
+	mi := &file_wire_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3484,7 +3676,7 @@ func (x *OpenStream) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OpenStream.ProtoReflect.Descriptor instead.
 func (*OpenStream) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{43}
+	return file_wire_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *OpenStream) GetToken() []byte {
@@ -3537,7 +3729,7 @@ type LogsRequest struct {
 
 func (x *LogsRequest) Reset() {
 	*x = LogsRequest{}
-	mi := &file_wire_proto_msgTypes[44]
+	mi := &file_wire_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3549,7 +3741,7 @@ func (x *LogsRequest) String() string {
 func (*LogsRequest) ProtoMessage() {}
 
 func (x *LogsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[44]
+	mi := &file_wire_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3562,7 +3754,7 @@ func (x *LogsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogsRequest.ProtoReflect.Descriptor instead.
 func (*LogsRequest) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{44}
+	return file_wire_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *LogsRequest) GetTasks() []*TaskRef {
@@ -3630,7 +3822,7 @@ type Frame struct {
 
 func (x *Frame) Reset() {
 	*x = Frame{}
-	mi := &file_wire_proto_msgTypes[45]
+	mi := &file_wire_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3642,7 +3834,7 @@ func (x *Frame) String() string {
 func (*Frame) ProtoMessage() {}
 
 func (x *Frame) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[45]
+	mi := &file_wire_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3655,7 +3847,7 @@ func (x *Frame) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Frame.ProtoReflect.Descriptor instead.
 func (*Frame) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{45}
+	return file_wire_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *Frame) GetKind() isFrame_Kind {
@@ -3740,7 +3932,7 @@ type StreamOpen struct {
 
 func (x *StreamOpen) Reset() {
 	*x = StreamOpen{}
-	mi := &file_wire_proto_msgTypes[46]
+	mi := &file_wire_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3752,7 +3944,7 @@ func (x *StreamOpen) String() string {
 func (*StreamOpen) ProtoMessage() {}
 
 func (x *StreamOpen) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[46]
+	mi := &file_wire_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3765,7 +3957,7 @@ func (x *StreamOpen) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamOpen.ProtoReflect.Descriptor instead.
 func (*StreamOpen) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{46}
+	return file_wire_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *StreamOpen) GetToken() []byte {
@@ -3785,7 +3977,7 @@ type StreamClose struct {
 
 func (x *StreamClose) Reset() {
 	*x = StreamClose{}
-	mi := &file_wire_proto_msgTypes[47]
+	mi := &file_wire_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3797,7 +3989,7 @@ func (x *StreamClose) String() string {
 func (*StreamClose) ProtoMessage() {}
 
 func (x *StreamClose) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[47]
+	mi := &file_wire_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3810,7 +4002,7 @@ func (x *StreamClose) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamClose.ProtoReflect.Descriptor instead.
 func (*StreamClose) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{47}
+	return file_wire_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *StreamClose) GetError() string {
@@ -3836,7 +4028,7 @@ type LogEntries struct {
 
 func (x *LogEntries) Reset() {
 	*x = LogEntries{}
-	mi := &file_wire_proto_msgTypes[48]
+	mi := &file_wire_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3848,7 +4040,7 @@ func (x *LogEntries) String() string {
 func (*LogEntries) ProtoMessage() {}
 
 func (x *LogEntries) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[48]
+	mi := &file_wire_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3861,7 +4053,7 @@ func (x *LogEntries) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogEntries.ProtoReflect.Descriptor instead.
 func (*LogEntries) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{48}
+	return file_wire_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *LogEntries) GetEntries() []*LogEntry {
@@ -3889,7 +4081,7 @@ type LogEntry struct {
 
 func (x *LogEntry) Reset() {
 	*x = LogEntry{}
-	mi := &file_wire_proto_msgTypes[49]
+	mi := &file_wire_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3901,7 +4093,7 @@ func (x *LogEntry) String() string {
 func (*LogEntry) ProtoMessage() {}
 
 func (x *LogEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[49]
+	mi := &file_wire_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3914,7 +4106,7 @@ func (x *LogEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogEntry.ProtoReflect.Descriptor instead.
 func (*LogEntry) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{49}
+	return file_wire_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *LogEntry) GetTask() *TaskRef {
@@ -3987,14 +4179,15 @@ const file_wire_proto_rawDesc = "" +
 	"\x05index\x18\x02 \x01(\x04R\x05index\"5\n" +
 	"\aTaskRef\x12\x18\n" +
 	"\aservice\x18\x01 \x01(\x04R\aservice\x12\x10\n" +
-	"\x03num\x18\x02 \x01(\x04R\x03num\"\xe8\x02\n" +
+	"\x03num\x18\x02 \x01(\x04R\x03num\"\x98\x03\n" +
 	"\tFromAgent\x12+\n" +
 	"\x05hello\x18\x01 \x01(\v2\x13.skep.wire.v1.HelloH\x00R\x05hello\x127\n" +
 	"\theartbeat\x18\x02 \x01(\v2\x17.skep.wire.v1.HeartbeatH\x00R\theartbeat\x121\n" +
 	"\areports\x18\x03 \x01(\v2\x15.skep.wire.v1.ReportsH\x00R\areports\x12=\n" +
 	"\vdescription\x18\x04 \x01(\v2\x19.skep.wire.v1.DescriptionH\x00R\vdescription\x125\n" +
 	"\task_reply\x18\x05 \x01(\v2\x16.skep.wire.v1.AskReplyH\x00R\baskReply\x12D\n" +
-	"\x0estream_refused\x18\x06 \x01(\v2\x1b.skep.wire.v1.StreamRefusedH\x00R\rstreamRefusedB\x06\n" +
+	"\x0estream_refused\x18\x06 \x01(\v2\x1b.skep.wire.v1.StreamRefusedH\x00R\rstreamRefused\x12.\n" +
+	"\x06passed\x18\a \x01(\v2\x14.skep.wire.v1.PassedH\x00R\x06passedB\x06\n" +
 	"\x04kind\"\xa2\x02\n" +
 	"\x05Hello\x12!\n" +
 	"\flast_session\x18\x01 \x01(\x04R\vlastSession\x120\n" +
@@ -4052,7 +4245,7 @@ const file_wire_proto_rawDesc = "" +
 	"\x05token\x18\x01 \x01(\fR\x05token\x12\x14\n" +
 	"\x05error\x18\x02 \x01(\tR\x05error\x12\x1d\n" +
 	"\n" +
-	"error_kind\x18\x03 \x01(\rR\terrorKind\"\xbf\x03\n" +
+	"error_kind\x18\x03 \x01(\rR\terrorKind\"\xa5\x04\n" +
 	"\aToAgent\x121\n" +
 	"\awelcome\x18\x01 \x01(\v2\x15.skep.wire.v1.WelcomeH\x00R\awelcome\x12=\n" +
 	"\vassignments\x18\x02 \x01(\v2\x19.skep.wire.v1.AssignmentsH\x00R\vassignments\x12\x18\n" +
@@ -4063,10 +4256,18 @@ const file_wire_proto_rawDesc = "" +
 	"\x03ask\x18\x06 \x01(\v2\x11.skep.wire.v1.AskH\x00R\x03ask\x12;\n" +
 	"\vopen_stream\x18\a \x01(\v2\x18.skep.wire.v1.OpenStreamH\x00R\n" +
 	"openStream\x124\n" +
-	"\bmanagers\x18\b \x01(\v2\x16.skep.wire.v1.ManagersH\x00R\bmanagers\x12\x1f\n" +
+	"\bmanagers\x18\b \x01(\v2\x16.skep.wire.v1.ManagersH\x00R\bmanagers\x12+\n" +
+	"\x05fence\x18\x14 \x01(\v2\x13.skep.wire.v1.FenceH\x00R\x05fence\x127\n" +
+	"\twithdrawn\x18\x15 \x01(\v2\x17.skep.wire.v1.WithdrawnH\x00R\twithdrawn\x12\x1f\n" +
 	"\n" +
 	"net_tables\x18\t \x01(\fH\x00R\tnetTablesB\x06\n" +
-	"\x04kind\"\x8b\x02\n" +
+	"\x04kind\"\x1d\n" +
+	"\x05Fence\x12\x14\n" +
+	"\x05index\x18\x01 \x01(\x04R\x05index\"\x1e\n" +
+	"\x06Passed\x12\x14\n" +
+	"\x05index\x18\x01 \x01(\x04R\x05index\"!\n" +
+	"\tWithdrawn\x12\x14\n" +
+	"\x05index\x18\x01 \x01(\x04R\x05index\"\x8b\x02\n" +
 	"\aWelcome\x12\x18\n" +
 	"\asession\x18\x01 \x01(\x04R\asession\x12.\n" +
 	"\x13heartbeat_period_ms\x18\x02 \x01(\rR\x11heartbeatPeriodMs\x12&\n" +
@@ -4088,7 +4289,7 @@ const file_wire_proto_rawDesc = "" +
 	"\n" +
 	"ReportsAck\x12\x18\n" +
 	"\asession\x18\x01 \x01(\x04R\asession\x12\x10\n" +
-	"\x03seq\x18\x02 \x01(\x04R\x03seq\"\x9a\x03\n" +
+	"\x03seq\x18\x02 \x01(\x04R\x03seq\"\xba\x03\n" +
 	"\vAssignments\x12&\n" +
 	"\x02at\x18\x01 \x01(\v2\x16.skep.wire.v1.PositionR\x02at\x12\x1a\n" +
 	"\bcomplete\x18\x02 \x01(\bR\bcomplete\x12\x12\n" +
@@ -4096,7 +4297,10 @@ const file_wire_proto_rawDesc = "" +
 	"\ttemplates\x18\x04 \x03(\v2\x16.skep.wire.v1.TemplateR\ttemplates\x12(\n" +
 	"\x05tasks\x18\x05 \x03(\v2\x12.skep.wire.v1.TaskR\x05tasks\x12/\n" +
 	"\aremoved\x18\x06 \x03(\v2\x15.skep.wire.v1.TaskRefR\aremoved\x12*\n" +
-	"\x04node\x18\a \x01(\v2\x16.skep.wire.v1.NodeInfoR\x04node\x121\n" +
+	"\x04node\x18\a \x01(\v2\x16.skep.wire.v1.NodeInfoR\x04node\x12\x1e\n" +
+	"\n" +
+	"withdrawal\x18\x1e \x01(\x04R\n" +
+	"withdrawal\x121\n" +
 	"\bpayloads\x18\x14 \x03(\v2\x15.skep.wire.v1.PayloadR\bpayloads\x12C\n" +
 	"\x10payloads_removed\x18\x15 \x03(\v2\x18.skep.wire.v1.PayloadKeyR\x0fpayloadsRemoved\"2\n" +
 	"\n" +
@@ -4320,7 +4524,7 @@ func file_wire_proto_rawDescGZIP() []byte {
 	return file_wire_proto_rawDescData
 }
 
-var file_wire_proto_msgTypes = make([]protoimpl.MessageInfo, 56)
+var file_wire_proto_msgTypes = make([]protoimpl.MessageInfo, 59)
 var file_wire_proto_goTypes = []any{
 	(*GetRootCARequest)(nil),             // 0: skep.wire.v1.GetRootCARequest
 	(*GetRootCAResponse)(nil),            // 1: skep.wire.v1.GetRootCAResponse
@@ -4340,44 +4544,47 @@ var file_wire_proto_goTypes = []any{
 	(*PortsChecked)(nil),                 // 15: skep.wire.v1.PortsChecked
 	(*StreamRefused)(nil),                // 16: skep.wire.v1.StreamRefused
 	(*ToAgent)(nil),                      // 17: skep.wire.v1.ToAgent
-	(*Welcome)(nil),                      // 18: skep.wire.v1.Welcome
-	(*Manager)(nil),                      // 19: skep.wire.v1.Manager
-	(*Managers)(nil),                     // 20: skep.wire.v1.Managers
-	(*Beat)(nil),                         // 21: skep.wire.v1.Beat
-	(*ReportsAck)(nil),                   // 22: skep.wire.v1.ReportsAck
-	(*Assignments)(nil),                  // 23: skep.wire.v1.Assignments
-	(*PayloadKey)(nil),                   // 24: skep.wire.v1.PayloadKey
-	(*Payload)(nil),                      // 25: skep.wire.v1.Payload
-	(*NodeInfo)(nil),                     // 26: skep.wire.v1.NodeInfo
-	(*Template)(nil),                     // 27: skep.wire.v1.Template
-	(*NetAttach)(nil),                    // 28: skep.wire.v1.NetAttach
-	(*Task)(nil),                         // 29: skep.wire.v1.Task
-	(*TaskNet)(nil),                      // 30: skep.wire.v1.TaskNet
-	(*GenericResource)(nil),              // 31: skep.wire.v1.GenericResource
-	(*Tables)(nil),                       // 32: skep.wire.v1.Tables
-	(*PortKey)(nil),                      // 33: skep.wire.v1.PortKey
-	(*PortRow)(nil),                      // 34: skep.wire.v1.PortRow
-	(*Backend)(nil),                      // 35: skep.wire.v1.Backend
-	(*NodeRow)(nil),                      // 36: skep.wire.v1.NodeRow
-	(*NetTables)(nil),                    // 37: skep.wire.v1.NetTables
-	(*NetworkInfo)(nil),                  // 38: skep.wire.v1.NetworkInfo
-	(*EndpointRow)(nil),                  // 39: skep.wire.v1.EndpointRow
-	(*NetTaskRow)(nil),                   // 40: skep.wire.v1.NetTaskRow
-	(*Ask)(nil),                          // 41: skep.wire.v1.Ask
-	(*CheckPorts)(nil),                   // 42: skep.wire.v1.CheckPorts
-	(*OpenStream)(nil),                   // 43: skep.wire.v1.OpenStream
-	(*LogsRequest)(nil),                  // 44: skep.wire.v1.LogsRequest
-	(*Frame)(nil),                        // 45: skep.wire.v1.Frame
-	(*StreamOpen)(nil),                   // 46: skep.wire.v1.StreamOpen
-	(*StreamClose)(nil),                  // 47: skep.wire.v1.StreamClose
-	(*LogEntries)(nil),                   // 48: skep.wire.v1.LogEntries
-	(*LogEntry)(nil),                     // 49: skep.wire.v1.LogEntry
-	nil,                                  // 50: skep.wire.v1.NodeInfo.LabelsEntry
-	nil,                                  // 51: skep.wire.v1.Template.ServiceLabelsEntry
-	nil,                                  // 52: skep.wire.v1.Template.LogOptionsEntry
-	nil,                                  // 53: skep.wire.v1.NetAttach.OptionsEntry
-	nil,                                  // 54: skep.wire.v1.NetworkInfo.OptionsEntry
-	nil,                                  // 55: skep.wire.v1.LogEntry.AttrsEntry
+	(*Fence)(nil),                        // 18: skep.wire.v1.Fence
+	(*Passed)(nil),                       // 19: skep.wire.v1.Passed
+	(*Withdrawn)(nil),                    // 20: skep.wire.v1.Withdrawn
+	(*Welcome)(nil),                      // 21: skep.wire.v1.Welcome
+	(*Manager)(nil),                      // 22: skep.wire.v1.Manager
+	(*Managers)(nil),                     // 23: skep.wire.v1.Managers
+	(*Beat)(nil),                         // 24: skep.wire.v1.Beat
+	(*ReportsAck)(nil),                   // 25: skep.wire.v1.ReportsAck
+	(*Assignments)(nil),                  // 26: skep.wire.v1.Assignments
+	(*PayloadKey)(nil),                   // 27: skep.wire.v1.PayloadKey
+	(*Payload)(nil),                      // 28: skep.wire.v1.Payload
+	(*NodeInfo)(nil),                     // 29: skep.wire.v1.NodeInfo
+	(*Template)(nil),                     // 30: skep.wire.v1.Template
+	(*NetAttach)(nil),                    // 31: skep.wire.v1.NetAttach
+	(*Task)(nil),                         // 32: skep.wire.v1.Task
+	(*TaskNet)(nil),                      // 33: skep.wire.v1.TaskNet
+	(*GenericResource)(nil),              // 34: skep.wire.v1.GenericResource
+	(*Tables)(nil),                       // 35: skep.wire.v1.Tables
+	(*PortKey)(nil),                      // 36: skep.wire.v1.PortKey
+	(*PortRow)(nil),                      // 37: skep.wire.v1.PortRow
+	(*Backend)(nil),                      // 38: skep.wire.v1.Backend
+	(*NodeRow)(nil),                      // 39: skep.wire.v1.NodeRow
+	(*NetTables)(nil),                    // 40: skep.wire.v1.NetTables
+	(*NetworkInfo)(nil),                  // 41: skep.wire.v1.NetworkInfo
+	(*EndpointRow)(nil),                  // 42: skep.wire.v1.EndpointRow
+	(*NetTaskRow)(nil),                   // 43: skep.wire.v1.NetTaskRow
+	(*Ask)(nil),                          // 44: skep.wire.v1.Ask
+	(*CheckPorts)(nil),                   // 45: skep.wire.v1.CheckPorts
+	(*OpenStream)(nil),                   // 46: skep.wire.v1.OpenStream
+	(*LogsRequest)(nil),                  // 47: skep.wire.v1.LogsRequest
+	(*Frame)(nil),                        // 48: skep.wire.v1.Frame
+	(*StreamOpen)(nil),                   // 49: skep.wire.v1.StreamOpen
+	(*StreamClose)(nil),                  // 50: skep.wire.v1.StreamClose
+	(*LogEntries)(nil),                   // 51: skep.wire.v1.LogEntries
+	(*LogEntry)(nil),                     // 52: skep.wire.v1.LogEntry
+	nil,                                  // 53: skep.wire.v1.NodeInfo.LabelsEntry
+	nil,                                  // 54: skep.wire.v1.Template.ServiceLabelsEntry
+	nil,                                  // 55: skep.wire.v1.Template.LogOptionsEntry
+	nil,                                  // 56: skep.wire.v1.NetAttach.OptionsEntry
+	nil,                                  // 57: skep.wire.v1.NetworkInfo.OptionsEntry
+	nil,                                  // 58: skep.wire.v1.LogEntry.AttrsEntry
 }
 var file_wire_proto_depIdxs = []int32{
 	7,  // 0: skep.wire.v1.FromAgent.hello:type_name -> skep.wire.v1.Hello
@@ -4386,81 +4593,84 @@ var file_wire_proto_depIdxs = []int32{
 	8,  // 3: skep.wire.v1.FromAgent.description:type_name -> skep.wire.v1.Description
 	14, // 4: skep.wire.v1.FromAgent.ask_reply:type_name -> skep.wire.v1.AskReply
 	16, // 5: skep.wire.v1.FromAgent.stream_refused:type_name -> skep.wire.v1.StreamRefused
-	4,  // 6: skep.wire.v1.Hello.applied:type_name -> skep.wire.v1.Position
-	8,  // 7: skep.wire.v1.Hello.description:type_name -> skep.wire.v1.Description
-	9,  // 8: skep.wire.v1.Description.port_clashes:type_name -> skep.wire.v1.PortClash
-	4,  // 9: skep.wire.v1.Heartbeat.applied:type_name -> skep.wire.v1.Position
-	12, // 10: skep.wire.v1.Reports.tasks:type_name -> skep.wire.v1.TaskStatus
-	5,  // 11: skep.wire.v1.TaskStatus.task:type_name -> skep.wire.v1.TaskRef
-	13, // 12: skep.wire.v1.TaskStatus.host_ports:type_name -> skep.wire.v1.PortConfig
-	15, // 13: skep.wire.v1.AskReply.ports_checked:type_name -> skep.wire.v1.PortsChecked
-	9,  // 14: skep.wire.v1.PortsChecked.clashes:type_name -> skep.wire.v1.PortClash
-	18, // 15: skep.wire.v1.ToAgent.welcome:type_name -> skep.wire.v1.Welcome
-	23, // 16: skep.wire.v1.ToAgent.assignments:type_name -> skep.wire.v1.Assignments
-	22, // 17: skep.wire.v1.ToAgent.reports_ack:type_name -> skep.wire.v1.ReportsAck
-	21, // 18: skep.wire.v1.ToAgent.beat:type_name -> skep.wire.v1.Beat
-	41, // 19: skep.wire.v1.ToAgent.ask:type_name -> skep.wire.v1.Ask
-	43, // 20: skep.wire.v1.ToAgent.open_stream:type_name -> skep.wire.v1.OpenStream
-	20, // 21: skep.wire.v1.ToAgent.managers:type_name -> skep.wire.v1.Managers
-	4,  // 22: skep.wire.v1.Welcome.at:type_name -> skep.wire.v1.Position
-	19, // 23: skep.wire.v1.Welcome.managers:type_name -> skep.wire.v1.Manager
-	19, // 24: skep.wire.v1.Managers.managers:type_name -> skep.wire.v1.Manager
-	4,  // 25: skep.wire.v1.Beat.at:type_name -> skep.wire.v1.Position
-	4,  // 26: skep.wire.v1.Assignments.at:type_name -> skep.wire.v1.Position
-	27, // 27: skep.wire.v1.Assignments.templates:type_name -> skep.wire.v1.Template
-	29, // 28: skep.wire.v1.Assignments.tasks:type_name -> skep.wire.v1.Task
-	5,  // 29: skep.wire.v1.Assignments.removed:type_name -> skep.wire.v1.TaskRef
-	26, // 30: skep.wire.v1.Assignments.node:type_name -> skep.wire.v1.NodeInfo
-	25, // 31: skep.wire.v1.Assignments.payloads:type_name -> skep.wire.v1.Payload
-	24, // 32: skep.wire.v1.Assignments.payloads_removed:type_name -> skep.wire.v1.PayloadKey
-	24, // 33: skep.wire.v1.Payload.key:type_name -> skep.wire.v1.PayloadKey
-	50, // 34: skep.wire.v1.NodeInfo.labels:type_name -> skep.wire.v1.NodeInfo.LabelsEntry
-	13, // 35: skep.wire.v1.Template.host_ports:type_name -> skep.wire.v1.PortConfig
-	51, // 36: skep.wire.v1.Template.service_labels:type_name -> skep.wire.v1.Template.ServiceLabelsEntry
-	52, // 37: skep.wire.v1.Template.log_options:type_name -> skep.wire.v1.Template.LogOptionsEntry
-	28, // 38: skep.wire.v1.Template.nets:type_name -> skep.wire.v1.NetAttach
-	53, // 39: skep.wire.v1.NetAttach.options:type_name -> skep.wire.v1.NetAttach.OptionsEntry
-	5,  // 40: skep.wire.v1.Task.ref:type_name -> skep.wire.v1.TaskRef
-	13, // 41: skep.wire.v1.Task.host_ports:type_name -> skep.wire.v1.PortConfig
-	31, // 42: skep.wire.v1.Task.generic:type_name -> skep.wire.v1.GenericResource
-	30, // 43: skep.wire.v1.Task.nets:type_name -> skep.wire.v1.TaskNet
-	4,  // 44: skep.wire.v1.Tables.at:type_name -> skep.wire.v1.Position
-	34, // 45: skep.wire.v1.Tables.ports:type_name -> skep.wire.v1.PortRow
-	33, // 46: skep.wire.v1.Tables.ports_removed:type_name -> skep.wire.v1.PortKey
-	36, // 47: skep.wire.v1.Tables.nodes:type_name -> skep.wire.v1.NodeRow
-	33, // 48: skep.wire.v1.PortRow.key:type_name -> skep.wire.v1.PortKey
-	35, // 49: skep.wire.v1.PortRow.backends:type_name -> skep.wire.v1.Backend
-	5,  // 50: skep.wire.v1.Backend.task:type_name -> skep.wire.v1.TaskRef
-	4,  // 51: skep.wire.v1.NetTables.at:type_name -> skep.wire.v1.Position
-	38, // 52: skep.wire.v1.NetTables.network:type_name -> skep.wire.v1.NetworkInfo
-	39, // 53: skep.wire.v1.NetTables.endpoints:type_name -> skep.wire.v1.EndpointRow
-	40, // 54: skep.wire.v1.NetTables.tasks:type_name -> skep.wire.v1.NetTaskRow
-	5,  // 55: skep.wire.v1.NetTables.tasks_removed:type_name -> skep.wire.v1.TaskRef
-	54, // 56: skep.wire.v1.NetworkInfo.options:type_name -> skep.wire.v1.NetworkInfo.OptionsEntry
-	5,  // 57: skep.wire.v1.NetTaskRow.task:type_name -> skep.wire.v1.TaskRef
-	42, // 58: skep.wire.v1.Ask.check_ports:type_name -> skep.wire.v1.CheckPorts
-	33, // 59: skep.wire.v1.CheckPorts.ports:type_name -> skep.wire.v1.PortKey
-	44, // 60: skep.wire.v1.OpenStream.logs:type_name -> skep.wire.v1.LogsRequest
-	5,  // 61: skep.wire.v1.LogsRequest.tasks:type_name -> skep.wire.v1.TaskRef
-	46, // 62: skep.wire.v1.Frame.open:type_name -> skep.wire.v1.StreamOpen
-	48, // 63: skep.wire.v1.Frame.log_entries:type_name -> skep.wire.v1.LogEntries
-	47, // 64: skep.wire.v1.Frame.close:type_name -> skep.wire.v1.StreamClose
-	49, // 65: skep.wire.v1.LogEntries.entries:type_name -> skep.wire.v1.LogEntry
-	5,  // 66: skep.wire.v1.LogEntry.task:type_name -> skep.wire.v1.TaskRef
-	55, // 67: skep.wire.v1.LogEntry.attrs:type_name -> skep.wire.v1.LogEntry.AttrsEntry
-	0,  // 68: skep.wire.v1.CA.GetRootCA:input_type -> skep.wire.v1.GetRootCARequest
-	2,  // 69: skep.wire.v1.CA.IssueNodeCertificate:input_type -> skep.wire.v1.IssueNodeCertificateRequest
-	6,  // 70: skep.wire.v1.Dispatch.Session:input_type -> skep.wire.v1.FromAgent
-	45, // 71: skep.wire.v1.Dispatch.Stream:input_type -> skep.wire.v1.Frame
-	1,  // 72: skep.wire.v1.CA.GetRootCA:output_type -> skep.wire.v1.GetRootCAResponse
-	3,  // 73: skep.wire.v1.CA.IssueNodeCertificate:output_type -> skep.wire.v1.IssueNodeCertificateResponse
-	17, // 74: skep.wire.v1.Dispatch.Session:output_type -> skep.wire.v1.ToAgent
-	45, // 75: skep.wire.v1.Dispatch.Stream:output_type -> skep.wire.v1.Frame
-	72, // [72:76] is the sub-list for method output_type
-	68, // [68:72] is the sub-list for method input_type
-	68, // [68:68] is the sub-list for extension type_name
-	68, // [68:68] is the sub-list for extension extendee
-	0,  // [0:68] is the sub-list for field type_name
+	19, // 6: skep.wire.v1.FromAgent.passed:type_name -> skep.wire.v1.Passed
+	4,  // 7: skep.wire.v1.Hello.applied:type_name -> skep.wire.v1.Position
+	8,  // 8: skep.wire.v1.Hello.description:type_name -> skep.wire.v1.Description
+	9,  // 9: skep.wire.v1.Description.port_clashes:type_name -> skep.wire.v1.PortClash
+	4,  // 10: skep.wire.v1.Heartbeat.applied:type_name -> skep.wire.v1.Position
+	12, // 11: skep.wire.v1.Reports.tasks:type_name -> skep.wire.v1.TaskStatus
+	5,  // 12: skep.wire.v1.TaskStatus.task:type_name -> skep.wire.v1.TaskRef
+	13, // 13: skep.wire.v1.TaskStatus.host_ports:type_name -> skep.wire.v1.PortConfig
+	15, // 14: skep.wire.v1.AskReply.ports_checked:type_name -> skep.wire.v1.PortsChecked
+	9,  // 15: skep.wire.v1.PortsChecked.clashes:type_name -> skep.wire.v1.PortClash
+	21, // 16: skep.wire.v1.ToAgent.welcome:type_name -> skep.wire.v1.Welcome
+	26, // 17: skep.wire.v1.ToAgent.assignments:type_name -> skep.wire.v1.Assignments
+	25, // 18: skep.wire.v1.ToAgent.reports_ack:type_name -> skep.wire.v1.ReportsAck
+	24, // 19: skep.wire.v1.ToAgent.beat:type_name -> skep.wire.v1.Beat
+	44, // 20: skep.wire.v1.ToAgent.ask:type_name -> skep.wire.v1.Ask
+	46, // 21: skep.wire.v1.ToAgent.open_stream:type_name -> skep.wire.v1.OpenStream
+	23, // 22: skep.wire.v1.ToAgent.managers:type_name -> skep.wire.v1.Managers
+	18, // 23: skep.wire.v1.ToAgent.fence:type_name -> skep.wire.v1.Fence
+	20, // 24: skep.wire.v1.ToAgent.withdrawn:type_name -> skep.wire.v1.Withdrawn
+	4,  // 25: skep.wire.v1.Welcome.at:type_name -> skep.wire.v1.Position
+	22, // 26: skep.wire.v1.Welcome.managers:type_name -> skep.wire.v1.Manager
+	22, // 27: skep.wire.v1.Managers.managers:type_name -> skep.wire.v1.Manager
+	4,  // 28: skep.wire.v1.Beat.at:type_name -> skep.wire.v1.Position
+	4,  // 29: skep.wire.v1.Assignments.at:type_name -> skep.wire.v1.Position
+	30, // 30: skep.wire.v1.Assignments.templates:type_name -> skep.wire.v1.Template
+	32, // 31: skep.wire.v1.Assignments.tasks:type_name -> skep.wire.v1.Task
+	5,  // 32: skep.wire.v1.Assignments.removed:type_name -> skep.wire.v1.TaskRef
+	29, // 33: skep.wire.v1.Assignments.node:type_name -> skep.wire.v1.NodeInfo
+	28, // 34: skep.wire.v1.Assignments.payloads:type_name -> skep.wire.v1.Payload
+	27, // 35: skep.wire.v1.Assignments.payloads_removed:type_name -> skep.wire.v1.PayloadKey
+	27, // 36: skep.wire.v1.Payload.key:type_name -> skep.wire.v1.PayloadKey
+	53, // 37: skep.wire.v1.NodeInfo.labels:type_name -> skep.wire.v1.NodeInfo.LabelsEntry
+	13, // 38: skep.wire.v1.Template.host_ports:type_name -> skep.wire.v1.PortConfig
+	54, // 39: skep.wire.v1.Template.service_labels:type_name -> skep.wire.v1.Template.ServiceLabelsEntry
+	55, // 40: skep.wire.v1.Template.log_options:type_name -> skep.wire.v1.Template.LogOptionsEntry
+	31, // 41: skep.wire.v1.Template.nets:type_name -> skep.wire.v1.NetAttach
+	56, // 42: skep.wire.v1.NetAttach.options:type_name -> skep.wire.v1.NetAttach.OptionsEntry
+	5,  // 43: skep.wire.v1.Task.ref:type_name -> skep.wire.v1.TaskRef
+	13, // 44: skep.wire.v1.Task.host_ports:type_name -> skep.wire.v1.PortConfig
+	34, // 45: skep.wire.v1.Task.generic:type_name -> skep.wire.v1.GenericResource
+	33, // 46: skep.wire.v1.Task.nets:type_name -> skep.wire.v1.TaskNet
+	4,  // 47: skep.wire.v1.Tables.at:type_name -> skep.wire.v1.Position
+	37, // 48: skep.wire.v1.Tables.ports:type_name -> skep.wire.v1.PortRow
+	36, // 49: skep.wire.v1.Tables.ports_removed:type_name -> skep.wire.v1.PortKey
+	39, // 50: skep.wire.v1.Tables.nodes:type_name -> skep.wire.v1.NodeRow
+	36, // 51: skep.wire.v1.PortRow.key:type_name -> skep.wire.v1.PortKey
+	38, // 52: skep.wire.v1.PortRow.backends:type_name -> skep.wire.v1.Backend
+	5,  // 53: skep.wire.v1.Backend.task:type_name -> skep.wire.v1.TaskRef
+	4,  // 54: skep.wire.v1.NetTables.at:type_name -> skep.wire.v1.Position
+	41, // 55: skep.wire.v1.NetTables.network:type_name -> skep.wire.v1.NetworkInfo
+	42, // 56: skep.wire.v1.NetTables.endpoints:type_name -> skep.wire.v1.EndpointRow
+	43, // 57: skep.wire.v1.NetTables.tasks:type_name -> skep.wire.v1.NetTaskRow
+	5,  // 58: skep.wire.v1.NetTables.tasks_removed:type_name -> skep.wire.v1.TaskRef
+	57, // 59: skep.wire.v1.NetworkInfo.options:type_name -> skep.wire.v1.NetworkInfo.OptionsEntry
+	5,  // 60: skep.wire.v1.NetTaskRow.task:type_name -> skep.wire.v1.TaskRef
+	45, // 61: skep.wire.v1.Ask.check_ports:type_name -> skep.wire.v1.CheckPorts
+	36, // 62: skep.wire.v1.CheckPorts.ports:type_name -> skep.wire.v1.PortKey
+	47, // 63: skep.wire.v1.OpenStream.logs:type_name -> skep.wire.v1.LogsRequest
+	5,  // 64: skep.wire.v1.LogsRequest.tasks:type_name -> skep.wire.v1.TaskRef
+	49, // 65: skep.wire.v1.Frame.open:type_name -> skep.wire.v1.StreamOpen
+	51, // 66: skep.wire.v1.Frame.log_entries:type_name -> skep.wire.v1.LogEntries
+	50, // 67: skep.wire.v1.Frame.close:type_name -> skep.wire.v1.StreamClose
+	52, // 68: skep.wire.v1.LogEntries.entries:type_name -> skep.wire.v1.LogEntry
+	5,  // 69: skep.wire.v1.LogEntry.task:type_name -> skep.wire.v1.TaskRef
+	58, // 70: skep.wire.v1.LogEntry.attrs:type_name -> skep.wire.v1.LogEntry.AttrsEntry
+	0,  // 71: skep.wire.v1.CA.GetRootCA:input_type -> skep.wire.v1.GetRootCARequest
+	2,  // 72: skep.wire.v1.CA.IssueNodeCertificate:input_type -> skep.wire.v1.IssueNodeCertificateRequest
+	6,  // 73: skep.wire.v1.Dispatch.Session:input_type -> skep.wire.v1.FromAgent
+	48, // 74: skep.wire.v1.Dispatch.Stream:input_type -> skep.wire.v1.Frame
+	1,  // 75: skep.wire.v1.CA.GetRootCA:output_type -> skep.wire.v1.GetRootCAResponse
+	3,  // 76: skep.wire.v1.CA.IssueNodeCertificate:output_type -> skep.wire.v1.IssueNodeCertificateResponse
+	17, // 77: skep.wire.v1.Dispatch.Session:output_type -> skep.wire.v1.ToAgent
+	48, // 78: skep.wire.v1.Dispatch.Stream:output_type -> skep.wire.v1.Frame
+	75, // [75:79] is the sub-list for method output_type
+	71, // [71:75] is the sub-list for method input_type
+	71, // [71:71] is the sub-list for extension type_name
+	71, // [71:71] is the sub-list for extension extendee
+	0,  // [0:71] is the sub-list for field type_name
 }
 
 func init() { file_wire_proto_init() }
@@ -4475,6 +4685,7 @@ func file_wire_proto_init() {
 		(*FromAgent_Description)(nil),
 		(*FromAgent_AskReply)(nil),
 		(*FromAgent_StreamRefused)(nil),
+		(*FromAgent_Passed)(nil),
 	}
 	file_wire_proto_msgTypes[14].OneofWrappers = []any{
 		(*AskReply_PortsChecked)(nil),
@@ -4488,15 +4699,17 @@ func file_wire_proto_init() {
 		(*ToAgent_Ask)(nil),
 		(*ToAgent_OpenStream)(nil),
 		(*ToAgent_Managers)(nil),
+		(*ToAgent_Fence)(nil),
+		(*ToAgent_Withdrawn)(nil),
 		(*ToAgent_NetTables)(nil),
 	}
-	file_wire_proto_msgTypes[41].OneofWrappers = []any{
+	file_wire_proto_msgTypes[44].OneofWrappers = []any{
 		(*Ask_CheckPorts)(nil),
 	}
-	file_wire_proto_msgTypes[43].OneofWrappers = []any{
+	file_wire_proto_msgTypes[46].OneofWrappers = []any{
 		(*OpenStream_Logs)(nil),
 	}
-	file_wire_proto_msgTypes[45].OneofWrappers = []any{
+	file_wire_proto_msgTypes[48].OneofWrappers = []any{
 		(*Frame_Open)(nil),
 		(*Frame_LogEntries)(nil),
 		(*Frame_Data)(nil),
@@ -4508,7 +4721,7 @@ func file_wire_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_wire_proto_rawDesc), len(file_wire_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   56,
+			NumMessages:   59,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

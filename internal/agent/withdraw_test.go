@@ -1,0 +1,81 @@
+package agent
+
+import (
+	"testing"
+	"time"
+
+	"github.com/skep-swarm/skep/internal/model"
+	"github.com/skep-swarm/skep/internal/netplan"
+	"github.com/skep-swarm/skep/internal/runtime"
+	"github.com/skep-swarm/skep/internal/wire/pb"
+	"google.golang.org/protobuf/proto"
+)
+
+// A task that the managers withdraw is told to stop when they say that nobody sends it clients any more, and its drain time is over;
+// a fence is passed when the kernel does what came before it.
+func TestWithdrawal(t *testing.T) {
+	h := newHost(t)
+	m := newScripted(t, h)
+	m.template(1, simpleSpec())
+	m.tpls[1].ServiceLabels = map[string]string{DrainTimeLabel: "30ms"}
+	id := m.assign(1, 1, model.StateRunning)
+	row := &pb.PortRow{Key: &pb.PortKey{Protocol: "tcp", Port: 80}, Service: 1, Backends: []*pb.Backend{{Addr4: []byte{10, 128, 1, 3}, Port: 8080}}}
+	m.publish(row)
+	_, stop := h.start(t)
+	defer stop()
+	m.awaitState(id, model.StateRunning)
+	key := netplan.PortKey{Proto: netplan.TCP, Number: 80}
+	eventually(t, "a backend", func() bool { p, _ := h.net.port(key); return len(p.Backends4) == 1 })
+
+	release := holdPorts(h.net)
+	m.publish(&pb.PortRow{Key: row.Key, Service: 1})
+	m.mu.Lock()
+	m.index++
+	task := proto.Clone(m.tasks[id]).(*pb.Task)
+	task.Desired = uint32(model.StateShutdown)
+	m.out <- &pb.ToAgent{Kind: &pb.ToAgent_Assignments{Assignments: &pb.Assignments{At: m.at(), Tasks: []*pb.Task{task}, Withdrawal: 7}}}
+	m.out <- &pb.ToAgent{Kind: &pb.ToAgent_Fence{Fence: &pb.Fence{Index: 7}}}
+	m.mu.Unlock()
+	select {
+	case <-m.passed:
+		t.Error("the fence is passed, and the kernel does not do what came before")
+	case <-time.After(20 * time.Millisecond):
+	}
+	release()
+	if got := <-m.passed; got != 7 {
+		t.Errorf("passed fence %d", got)
+	}
+	if p, _ := h.net.port(key); len(p.Backends4) != 0 {
+		t.Errorf("backends after the fence: %v", p.Backends4)
+	}
+	if containerState(h.node, ContainerID(externalID(1))) != runtime.Running {
+		t.Error("stopped before the managers said that it is withdrawn")
+	}
+	told := time.Now()
+	m.out <- &pb.ToAgent{Kind: &pb.ToAgent_Withdrawn{Withdrawn: &pb.Withdrawn{Index: 7}}}
+	m.awaitState(id, model.StateShutdown)
+	if took := time.Since(told); took < 30*time.Millisecond || took > withdrawalWait {
+		t.Errorf("stopped %v after it was withdrawn, drain time 30ms", took)
+	}
+}
+
+// holdPorts lets changes of ports wait until the returned function is called.
+func holdPorts(n *fakeNet) (release func()) {
+	gate := make(chan struct{})
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.onSet = func() { <-gate }
+	return func() { close(gate) }
+}
+
+func TestDrainTime(t *testing.T) {
+	for text, want := range map[string]time.Duration{"": defaultDrainTime, "-1s": defaultDrainTime, "2s": 2 * time.Second, "0s": 0, "9999h": MaxDrainTime} {
+		tpl := &template{msg: &pb.Template{ServiceLabels: map[string]string{DrainTimeLabel: text}}}
+		if got := tpl.drainTime(); got != want {
+			t.Errorf("%q: %v, want %v", text, got, want)
+		}
+	}
+	if got := (&template{msg: &pb.Template{}}).drainTime(); got != defaultDrainTime {
+		t.Error(got)
+	}
+}
