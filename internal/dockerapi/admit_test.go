@@ -3,6 +3,7 @@ package dockerapi
 import (
 	"encoding/json"
 	"net/http"
+	"strings"
 	"testing"
 
 	"github.com/moby/moby/api/types/swarm"
