@@ -52,8 +52,13 @@ check: ## format, vet, staticcheck, import floors
 	@echo "check: format, vet, staticcheck and floors are fine"
 
 .PHONY: bench
-bench: install-deps build ## measure start, CPU, memory and removal of 1 to 100 replicas (BENCH_DOCKER_HOST=… to compare, BENCH_FLAGS="-profile cpu.prof")
+bench: install-deps build ## measure the planner; start, CPU, memory and removal of 1 to 100 replicas (BENCH_DOCKER_HOST=… to compare, BENCH_FLAGS="-profile cpu.prof")
+	@$(GO) run ./hack/planbench
 	@bin/skep-bench -skep bin/skep $(BENCH_FLAGS)
+
+.PHONY: bench-planner
+bench-planner: ## measure the planner alone: CPU time to decide and commit swarms of up to 1,000,000 tasks
+	@$(GO) run ./hack/planbench
 
 .PHONY: install-deps
 install-deps: ## install the Debian packages that skep and its tests need (quick when all is there)

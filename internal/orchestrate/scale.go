@@ -43,6 +43,9 @@ func (p *planner) scale(slots []*slot) []*slot {
 // open fills the lowest free slot numbers and clears the vacant slots that are not needed.
 func (p *planner) open(taken, vacant []*slot, missing int) {
 	next := uint32(1)
+	if len(vacant) == 0 {
+		p.fresh = slices.Grow(p.fresh, max(missing, 0))
+	}
 	for ; missing > 0; next++ {
 		for len(taken) > 0 && taken[0].num < next {
 			taken = taken[1:]
@@ -54,14 +57,15 @@ func (p *planner) open(taken, vacant []*slot, missing int) {
 			p.clear(vacant[0])
 			vacant = vacant[1:]
 		}
-		s := &slot{num: next}
-		if len(vacant) > 0 && vacant[0].num == next {
-			s, vacant = vacant[0], vacant[1:]
+		missing--
+		if len(vacant) == 0 || vacant[0].num != next {
+			p.fresh = append(p.fresh, model.TaskNew{Slot: next}) // no slot needed: this is all that happens to it
+			continue
 		}
-		if !s.busy {
+		if s := vacant[0]; !s.busy {
 			p.fill(s)
 		}
-		missing--
+		vacant = vacant[1:]
 	}
 	for _, s := range vacant {
 		p.clear(s)

@@ -151,7 +151,7 @@ func (p *planner) service(id model.ServiceID) {
 // requirement is the same for all.
 func (p *planner) groups(svc *model.Service, tasks []*model.Task) []*group {
 	var out []*group
-	add := func(template model.TemplateID, j job) {
+	add := func(template model.TemplateID, j job, more int) {
 		i := slices.IndexFunc(out, func(g *group) bool { return g.need.template == template })
 		if i < 0 {
 			i = len(out)
@@ -160,15 +160,18 @@ func (p *planner) groups(svc *model.Service, tasks []*model.Task) []*group {
 		if j.node() != 0 {
 			out[i].fixed = append(out[i].fixed, j)
 		} else {
+			if len(out[i].tasks) == cap(out[i].tasks) {
+				out[i].tasks = slices.Grow(out[i].tasks, more)
+			}
 			out[i].tasks = append(out[i].tasks, j)
 		}
 	}
 	for _, t := range tasks {
-		add(t.Template, job{task: t})
+		add(t.Template, job{task: t}, 1)
 	}
 	for _, put := range p.fresh[svc.ID] {
 		for i := range put.Tasks {
-			add(put.Template, job{put: put, i: i})
+			add(put.Template, job{put: put, i: i}, len(put.Tasks)-i)
 		}
 	}
 	return out

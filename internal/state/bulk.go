@@ -154,22 +154,12 @@ func (w *writer) checkBulkNets(c *model.TasksPut) error {
 func (w *writer) claimAddrs(c *model.TasksPut, order []int32) error {
 	for k, i := range order {
 		t := &c.Tasks[i]
-		if !books(t) || !t.Gateway4.IsValid() {
+		if !books(t) || !t.Gateway4.IsValid() || w.s.addrs.add(addrKey(t.Gateway4)) {
 			continue
 		}
-		owner, taken := w.s.addrs.Set(addrKey(t.Gateway4), model.TaskID{Service: c.Service, Num: c.First + uint64(i)})
-		if !taken {
-			continue
-		}
-		w.s.addrs.Set(addrKey(t.Gateway4), owner)
 		for _, j := range order[:k] {
-			t := &c.Tasks[j]
-			id := model.TaskID{Service: c.Service, Num: c.First + uint64(j)}
-			if !books(t) || !t.Gateway4.IsValid() {
-				continue
-			}
-			if have, _ := w.s.addrs.Get(addrKey(t.Gateway4)); have == id {
-				w.s.addrs.Delete(addrKey(t.Gateway4))
+			if t := &c.Tasks[j]; books(t) && t.Gateway4.IsValid() {
+				w.s.addrs.remove(addrKey(t.Gateway4))
 			}
 		}
 		return model.Stalef("address %s is in use", t.Gateway4)
@@ -177,18 +167,24 @@ func (w *writer) claimAddrs(c *model.TasksPut, order []int32) error {
 	return nil
 }
 
+// claimPlaces lists the tasks on their nodes and books what they reserve.
 func (w *writer) claimPlaces(c *model.TasksPut, order []int32, claims []nodeClaim) {
-	var hint btree.PathHint
-	for _, i := range order {
-		t := &c.Tasks[i]
-		if t.Node == 0 {
+	for len(order) > 0 {
+		node := c.Tasks[order[0]].Node
+		if node == 0 {
+			order = order[1:]
 			continue
 		}
-		k := nodeTask{node: t.Node, task: model.TaskID{Service: c.Service, Num: c.First + uint64(i)}, placeVer: w.stamp(1)}
-		if t.Gateway4.IsValid() {
-			k.addr = addrKey(t.Gateway4)
+		tasks, _ := w.s.onNode.Get(node)
+		for ; len(order) > 0 && c.Tasks[order[0]].Node == node; order = order[1:] {
+			t := &c.Tasks[order[0]]
+			l := listed{task: model.TaskID{Service: c.Service, Num: c.First + uint64(order[0])}, placeVer: w.stamp(1)}
+			if t.Gateway4.IsValid() {
+				l.addr = addrKey(t.Gateway4)
+			}
+			tasks = tasks.with(l)
 		}
-		w.s.onNode.SetHint(k, &hint)
+		w.s.onNode.Set(node, tasks)
 	}
 	for i := range claims {
 		w.s.loads.Set(claims[i].node, claims[i].load)

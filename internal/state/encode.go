@@ -284,7 +284,7 @@ func (s *Snapshot) restoreTask(t *model.Task, w *writer) {
 	if t.Node == 0 {
 		return
 	}
-	s.onNode.Set(onNode(t))
+	s.list(t)
 	if !placed(t) {
 		return
 	}
@@ -292,7 +292,7 @@ func (s *Snapshot) restoreTask(t *model.Task, w *writer) {
 	load.add(&sh)
 	s.loads.Set(t.Node, load)
 	if t.Gateway4.IsValid() {
-		s.addrs.Set(addrKey(t.Gateway4), t.ID)
+		s.addrs.add(addrKey(t.Gateway4))
 	}
 	for i := range t.Nets {
 		s.bookAddr(t.Nets[i].Network, t.Nets[i].Addr4)

@@ -40,10 +40,9 @@ func (w *writer) freeAddr(t *model.Task) {
 		return
 	}
 	k := addrKey(t.Gateway4)
-	if id, ok := w.s.addrs.Get(k); !ok || id != t.ID {
+	if !w.s.addrs.remove(k) {
 		return
 	}
-	w.s.addrs.Delete(k)
 	w.s.setRest(rest{w.now, k})
 	for {
 		first, ok := w.s.restAt.Min()

@@ -32,23 +32,6 @@ type taskAt struct {
 
 func at(t *model.Task) taskAt { return taskAt{t.ID, t} }
 
-// nodeTask lists a task on its node, by node and number. What it was given there lies beside it, so that the address
-// that was given last is found without going to the tasks.
-type nodeTask struct {
-	node     model.NodeID
-	task     model.TaskID
-	addr     uint32 // gateway address, 0 for none
-	placeVer uint64
-}
-
-func onNode(t *model.Task) nodeTask {
-	k := nodeTask{node: t.Node, task: t.ID, placeVer: t.PlaceVer}
-	if t.Gateway4.IsValid() {
-		k.addr = addrKey(t.Gateway4)
-	}
-	return k
-}
-
 type svcTemplate struct {
 	service  model.ServiceID
 	template model.TemplateID
@@ -78,7 +61,7 @@ type data struct {
 	services *btree.Map[model.ServiceID, *model.Service]
 	names    *btree.Map[string, model.ServiceID]
 	tasks    *btree.BTreeG[taskAt]
-	onNode   *btree.BTreeG[nodeTask]
+	onNode   *btree.Map[model.NodeID, nodeTasks]
 	temps    *btree.Map[model.TemplateID, *model.Template]
 	svcTemps *btree.BTreeG[svcTemplate]
 	networks *btree.Map[model.NetworkID, *model.Network]
@@ -90,7 +73,7 @@ type data struct {
 	netRests *btree.BTreeG[netRest]
 	images   *btree.Map[string, *model.Image]
 	ports    *btree.BTreeG[portOwner]
-	addrs    *btree.Map[uint32, model.TaskID]
+	addrs    *addrSet
 	rests    *btree.Map[uint32, model.Time] // when addresses were freed, for a while
 	restAt   *btree.BTreeG[rest]            // the same by time
 	loads    *btree.Map[model.NodeID, Load]
@@ -117,13 +100,8 @@ func New() *Snapshot {
 		services: new(btree.Map[model.ServiceID, *model.Service]),
 		names:    new(btree.Map[string, model.ServiceID]),
 		tasks:    btree.NewBTreeGOptions(func(a, b taskAt) bool { return a.id.Less(b.id) }, o),
-		onNode: btree.NewBTreeGOptions(func(a, b nodeTask) bool {
-			if a.node != b.node {
-				return a.node < b.node
-			}
-			return a.task.Less(b.task)
-		}, o),
-		temps: new(btree.Map[model.TemplateID, *model.Template]),
+		onNode:   new(btree.Map[model.NodeID, nodeTasks]),
+		temps:    new(btree.Map[model.TemplateID, *model.Template]),
 		svcTemps: btree.NewBTreeGOptions(func(a, b svcTemplate) bool {
 			if a.service != b.service {
 				return a.service < b.service
@@ -144,7 +122,7 @@ func New() *Snapshot {
 			}
 			return a.proto < b.proto
 		}, o),
-		addrs:  new(btree.Map[uint32, model.TaskID]),
+		addrs:  new(addrSet),
 		rests:  new(btree.Map[uint32, model.Time]),
 		restAt: btree.NewBTreeGOptions(rest.less, o),
 		loads:  new(btree.Map[model.NodeID, Load]),
@@ -167,7 +145,7 @@ func (s *Snapshot) copy() *Snapshot {
 	d.networks, d.netNames, d.images = s.networks.Copy(), s.netNames.Copy(), s.images.Copy()
 	d.netTasks, d.netSvcs = s.netTasks.Copy(), s.netSvcs.Copy()
 	d.netAddrs, d.netUses, d.netRests = s.netAddrs.Copy(), s.netUses.Copy(), s.netRests.Copy()
-	d.ports, d.addrs, d.loads = s.ports.Copy(), s.addrs.Copy(), s.loads.Copy()
+	d.ports, d.addrs, d.loads = s.ports.Copy(), s.addrs.copy(), s.loads.Copy()
 	d.rests, d.restAt = s.rests.Copy(), s.restAt.Copy()
 	d.done, d.doneAt = s.done.Copy(), s.doneAt.Copy()
 	d.payloads = s.payloads.copy()
@@ -302,40 +280,6 @@ func (s *Snapshot) Tasks(svc model.ServiceID) iter.Seq[*model.Task] {
 	}
 }
 
-// TasksOnNode goes over the tasks that were placed on a node, dead ones in the history included.
-func (s *Snapshot) TasksOnNode(node model.NodeID) iter.Seq[*model.Task] {
-	return func(yield func(*model.Task) bool) {
-		s.onNode.Ascend(nodeTask{node: node}, func(k nodeTask) bool {
-			if k.node != node {
-				return false
-			}
-			t := s.Task(k.task)
-			return t == nil || yield(t)
-		})
-	}
-}
-
-// LastAddr is the gateway address (IPv4) that was given last on a node, of those whose tasks are still listed there;
-// of one batch it is the highest. ok is false when there is none.
-func (s *Snapshot) LastAddr(node model.NodeID) (last netip.Addr, ok bool) {
-	var of nodeTask
-	s.onNode.Ascend(nodeTask{node: node}, func(k nodeTask) bool {
-		if k.node != node {
-			return false
-		}
-		if k.addr != 0 && (k.placeVer > of.placeVer || k.placeVer == of.placeVer && k.addr > of.addr) {
-			of = k
-		}
-		return true
-	})
-	if of.addr == 0 {
-		return netip.Addr{}, false
-	}
-	var b [4]byte
-	binary.BigEndian.PutUint32(b[:], of.addr)
-	return netip.AddrFrom4(b), true
-}
-
 // NextServiceWithTasks is the lowest service number ≥ from that has tasks, so that services
 // that are gone but not yet cleaned up can be found; ok is false at the end.
 func (s *Snapshot) NextServiceWithTasks(from model.ServiceID) (id model.ServiceID, ok bool) {
@@ -355,15 +299,6 @@ func (s *Snapshot) NumTasks() int    { return s.tasks.Len() }
 func (s *Snapshot) PortOwner(proto string, port uint32) (model.ServiceID, bool) {
 	o, ok := s.ports.Get(portOwner{portKey: portKey{proto, port}})
 	return o.service, ok
-}
-
-// AddrInUse reports whether a task that is not dead has this gateway address (IPv4).
-func (s *Snapshot) AddrInUse(a netip.Addr) bool {
-	if !a.Is4() {
-		return false
-	}
-	_, ok := s.addrs.Get(addrKey(a))
-	return ok
 }
 
 // Load is what is reserved on a node.

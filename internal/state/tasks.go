@@ -22,7 +22,7 @@ func (w *writer) putTask(c *model.Task) error {
 		return err
 	}
 	if t.Node != 0 {
-		w.s.onNode.Set(onNode(&t))
+		w.s.list(&t)
 	}
 	w.s.tasks.Set(at(&t))
 	n := *v
@@ -107,12 +107,12 @@ func (w *writer) claimPlace(t *model.Task) error {
 		if w.s.AddrInUse(t.Gateway4) {
 			return model.Stalef("address %s is in use", t.Gateway4)
 		}
-		w.s.addrs.Set(addrKey(t.Gateway4), t.ID)
+		w.s.addrs.add(addrKey(t.Gateway4))
 	}
 	w.claimNets(t.ID, t.Nets)
 	load.add(&sh)
 	w.s.loads.Set(t.Node, load)
-	w.s.onNode.Set(onNode(t))
+	w.s.list(t)
 	return nil
 }
 
@@ -151,7 +151,7 @@ func (w *writer) deleteTask(id model.TaskID) error {
 	}
 	w.s.tasks.Delete(at(t))
 	if t.Node != 0 {
-		w.s.onNode.Delete(onNode(t))
+		w.s.unlist(t)
 	}
 	w.touch(model.TaskKey(id))
 	if next, ok := w.s.NextServiceWithTasks(id.Service); w.s.Service(id.Service) == nil && (!ok || next != id.Service) {
