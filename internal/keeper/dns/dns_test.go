@@ -397,3 +397,11 @@ func writeResolv(t testing.TB, path string, servers ...string) {
 		t.Fatal(err)
 	}
 }
+
+func readAddrs(list ...string) []netip.Addr {
+	var out []netip.Addr
+	for _, s := range list {
+		out = append(out, netip.MustParseAddr(s))
+	}
+	return out
+}
