@@ -32,6 +32,18 @@ type Node struct {
 	Block6       netip.Prefix   // this node's part of Pool6
 
 	MTU int // of the tasks' interfaces, in bytes; 0 means 1500
+
+	// VTEP is this node's address in the underlay, which it sends overlay traffic from. The zero Addr is for a node
+	// that has no others.
+	VTEP      netip.Addr
+	VXLANPort uint16 // UDP; 0 means 4789
+}
+
+func (n Node) vxlanPort() uint16 {
+	if n.VXLANPort == 0 {
+		return DefaultVXLANPort
+	}
+	return n.VXLANPort
 }
 
 // IPv6 tells whether the node plans IPv6 at all.
@@ -43,6 +55,9 @@ type Task struct {
 	Addr4 netip.Addr // in one of the node's Blocks4
 	Addr6 netip.Addr // in the node's Block6; the zero Addr without IPv6
 	PID   int        // a process in the task's namespace, or 0 when there is none or it is unknown
+
+	Nets []Attachment // to overlay networks, in the order of its interfaces
+	DNS  DNSPorts
 }
 
 // Name is the short name of the task's namespace file and, with a letter
@@ -109,9 +124,10 @@ type Port struct {
 
 // Input is everything one node must have.
 type Input struct {
-	Node  Node
-	Tasks []Task
-	Ports []Port
+	Node     Node
+	Tasks    []Task
+	Ports    []Port
+	Overlays []Overlay
 }
 
 // Validate reports everything that is wrong with the node's settings.
@@ -217,6 +233,10 @@ func (in Input) Validate() error {
 	if len(in.Tasks) > MaxTasks {
 		return fmt.Errorf("%d tasks: at most %d fit on one node's gateway bridge", len(in.Tasks), MaxTasks)
 	}
+	nets, err := in.checkOverlays()
+	if err != nil {
+		return err
+	}
 	if len(in.Ports) > MaxPorts {
 		return fmt.Errorf("%d published ports: at most %d fit on one node", len(in.Ports), MaxPorts)
 	}
@@ -225,10 +245,16 @@ func (in Input) Validate() error {
 		if err := in.Node.CheckTask(t); err != nil {
 			return err
 		}
+		if err := nets.CheckNets(t); err != nil {
+			return err
+		}
 		if names[t.Name()] || addrs[t.Addr4] || (t.Addr6.IsValid() && addrs[t.Addr6]) {
 			return fmt.Errorf("task %s: its name or one of its addresses %v, %v is given twice", t.Name(), t.Addr4, t.Addr6)
 		}
 		names[t.Name()], addrs[t.Addr4], addrs[t.Addr6] = true, true, true
+	}
+	if err := nets.checkUnique(in.Tasks); err != nil {
+		return err
 	}
 	keys := map[PortKey]bool{}
 	for _, p := range in.Ports {
@@ -241,6 +267,27 @@ func (in Input) Validate() error {
 		keys[p.PortKey] = true
 	}
 	return nil
+}
+
+func (in Input) checkOverlays() (Overlays, error) {
+	if len(in.Overlays) > MaxOverlays {
+		return nil, fmt.Errorf("%d overlay networks: at most %d fit on one node", len(in.Overlays), MaxOverlays)
+	}
+	nets := OverlaysOf(in.Overlays)
+	if len(nets) != len(in.Overlays) {
+		return nil, errors.New("a network is given twice")
+	}
+	vnis := map[uint32]uint64{}
+	for _, o := range in.Overlays {
+		if err := in.Node.CheckOverlay(o); err != nil {
+			return nil, err
+		}
+		if other, ok := vnis[o.VNI]; ok {
+			return nil, fmt.Errorf("networks %d and %d have the same VNI %d", other, o.Num, o.VNI)
+		}
+		vnis[o.VNI] = o.Num
+	}
+	return nets, nil
 }
 
 func (n Node) block4(a netip.Addr) (netip.Prefix, bool) {

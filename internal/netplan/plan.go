@@ -1,11 +1,11 @@
 package netplan
 
 import (
+	"cmp"
 	"encoding/binary"
 	"fmt"
 	"net/netip"
 	"slices"
-	"strings"
 )
 
 // Names inside namespaces that belong to one instance alone.
@@ -16,10 +16,10 @@ const (
 	GatewayName = "gateway" // the sandbox, and its namespace file
 	HostName    = "host"    // the host's namespace in a Plan
 
-	// TaskTable holds the default routes for what a task sends from its gateway
+	// GatewayTable holds the default routes for what a task sends from its gateway
 	// address; the rule that selects it keeps replies on the gateway interface
 	// even when a client's address lies in one of the task's own networks.
-	TaskTable    = 200
+	GatewayTable = 200
 	taskRulePref = 1000
 	taskIndex    = 2 // of the gw interface: lo is 1, and nothing else is there yet
 )
@@ -43,7 +43,7 @@ func macOf(a netip.Addr) MAC {
 // namespace it is listed in.
 type Link struct {
 	Name   string
-	Kind   string // "lo", "veth", "bridge" or "peer" (the other end of a veth listed elsewhere)
+	Kind   string // "lo", "veth", "bridge", "vxlan" or "peer" (the other end of a veth listed elsewhere)
 	MTU    int
 	MAC    MAC
 	Index  int // wished for; 0 is any
@@ -55,15 +55,21 @@ type Link struct {
 	PeerMAC   MAC
 	PeerIndex int
 
-	// Port says that this is a bridge port that cannot talk to other ports,
-	// learns no addresses and gets no unknown unicast.
-	Port bool
+	// Port says that this is a bridge port that learns no addresses and gets no
+	// unknown unicast. Unless it is Shared it cannot talk to other ports.
+	Port, Shared bool
+
+	// Of a VXLAN device, which is made so that its socket lies in the host's namespace.
+	VNI       uint32
+	VTEP      netip.Addr // of this node
+	VXLANPort uint16
 }
 
 // An Addr is an address of an interface.
 type Addr struct {
-	Link   string
-	Prefix netip.Prefix // address with its prefix length
+	Link    string
+	Prefix  netip.Prefix // address with its prefix length
+	NoRoute bool         // the kernel adds no route to the prefix
 }
 
 // A Route leads to a prefix; an unspecified /0 is the default route.
@@ -84,11 +90,13 @@ type Rule struct {
 }
 
 // A Neighbour is a permanent neighbour entry, or, without an address, a static
-// forwarding entry of the bridge port Link.
+// forwarding entry of the bridge port Link, or, with a VTEP, an entry of the
+// VXLAN device Link that says which node has the MAC.
 type Neighbour struct {
 	Link string
 	Addr netip.Addr
 	MAC  MAC
+	VTEP netip.Addr
 }
 
 // A Sysctl is a file below /proc/sys and the value it must hold. Optional
@@ -113,9 +121,10 @@ type Space struct {
 
 // A Plan is what the kernel of one node must hold.
 type Plan struct {
-	Host    Space
-	Gateway Space
-	Tasks   []Space // by name
+	Host     Space
+	Gateway  Space
+	Overlays []Space // by number of the network
+	Tasks    []Space // by name
 }
 
 // HostLink is the name of the host's end of the host link; the nftables tables
@@ -145,13 +154,39 @@ func Make(in Input) (Plan, error) {
 	if err := in.Validate(); err != nil {
 		return Plan{}, err
 	}
-	p := Plan{Host: HostSpace(in.Node, in.Ports), Gateway: GatewaySpace(in.Node)}
-	tasks := slices.SortedFunc(slices.Values(in.Tasks), func(a, b Task) int { return strings.Compare(a.Name(), b.Name()) })
+	nets := OverlaysOf(in.Overlays)
+	tasks := slices.SortedFunc(slices.Values(in.Tasks), compareTasks)
+	p := Plan{Host: HostSpace(in.Node, in.Ports), Gateway: GatewaySpace(in.Node, nets.sealed(tasks))}
+	at := map[uint64]int{}
+	for i, o := range slices.SortedFunc(slices.Values(in.Overlays), func(a, b Overlay) int { return cmp.Compare(a.Num, b.Num) }) {
+		p.Overlays = append(p.Overlays, OverlaySpace(in.Node, o))
+		at[o.Num] = i
+	}
 	for _, t := range tasks {
 		p.Gateway.add(TaskPort(in.Node, t))
-		p.Tasks = append(p.Tasks, TaskSpace(in.Node, t))
+		for _, a := range t.Nets {
+			p.Overlays[at[a.Network]].add(OverlayPort(in.Node, nets[a.Network], t, a))
+		}
+		p.Tasks = append(p.Tasks, TaskSpace(in.Node, nets, t))
 	}
 	return p, nil
+}
+
+func compareTasks(a, b Task) int { return cmp.Compare(a.Name(), b.Name()) }
+
+// sealed are the gateway addresses of the tasks that must not reach anything beyond their networks.
+func (nets Overlays) sealed(tasks []Task) []netip.Addr {
+	var out []netip.Addr
+	for _, t := range tasks {
+		if nets.Sealed(t) {
+			out = append(out, t.Addr4)
+			if t.Addr6.IsValid() {
+				out = append(out, t.Addr6)
+			}
+		}
+	}
+	slices.SortFunc(out, netip.Addr.Compare)
+	return out
 }
 
 // add joins another part of the same namespace to s.
@@ -174,8 +209,8 @@ func HostSpace(n Node, ports []Port) Space {
 			Name: link, Kind: "veth", MTU: n.mtu(), MAC: macOf(host),
 			Peer: Uplink, PeerIn: GatewayName, PeerMAC: macOf(sandbox),
 		}},
-		Addrs:      []Addr{{link, netip.PrefixFrom(host, n.Link4.Bits())}},
-		Neighbours: []Neighbour{{link, sandbox, macOf(sandbox)}},
+		Addrs:      []Addr{{Link: link, Prefix: netip.PrefixFrom(host, n.Link4.Bits())}},
+		Neighbours: []Neighbour{{Link: link, Addr: sandbox, MAC: macOf(sandbox)}},
 		Sysctls: []Sysctl{
 			{Path: "net/ipv4/ip_forward", Value: "1"},
 			{Path: "net/ipv4/conf/" + link + "/route_localnet", Value: "1"},
@@ -193,8 +228,8 @@ func HostSpace(n Node, ports []Port) Space {
 		return s
 	}
 	host6, sandbox6 := n.LinkAddrs(true)
-	s.Addrs = append(s.Addrs, Addr{link, netip.PrefixFrom(host6, n.Link6.Bits())})
-	s.Neighbours = append(s.Neighbours, Neighbour{link, sandbox6, macOf(sandbox)})
+	s.Addrs = append(s.Addrs, Addr{Link: link, Prefix: netip.PrefixFrom(host6, n.Link6.Bits())})
+	s.Neighbours = append(s.Neighbours, Neighbour{Link: link, Addr: sandbox6, MAC: macOf(sandbox)})
 	s.Routes = append(s.Routes,
 		Route{Dst: n.Block6.Masked(), Via: sandbox6, Link: link, Src: host6, Metric: 1024},
 		Route{Dst: n.Pool6.Masked(), Via: sandbox6, Link: link, Src: host6, Metric: metric})
@@ -218,8 +253,9 @@ func poolMetric(instance string) int {
 	return m
 }
 
-// GatewaySpace plans the sandbox without its tasks.
-func GatewaySpace(n Node) Space {
+// GatewaySpace plans the sandbox without its tasks. Tasks with one of the
+// addresses in sealed are answered but can begin nothing.
+func GatewaySpace(n Node, sealed []netip.Addr) Space {
 	host, sandbox := n.LinkAddrs(false)
 	mac := macOf(first(n.Blocks4[0]))
 	s := Space{
@@ -229,23 +265,20 @@ func GatewaySpace(n Node) Space {
 			{Name: Uplink, Kind: "peer", MTU: n.mtu(), MAC: macOf(sandbox)},
 			{Name: Bridge, Kind: "bridge", MTU: n.mtu(), MAC: mac},
 		},
-		Addrs:      []Addr{{Uplink, netip.PrefixFrom(sandbox, n.Link4.Bits())}},
+		Addrs:      []Addr{{Link: Uplink, Prefix: netip.PrefixFrom(sandbox, n.Link4.Bits())}},
 		Routes:     []Route{{Dst: netip.PrefixFrom(netip.IPv4Unspecified(), 0), Via: host, Link: Uplink}},
-		Neighbours: []Neighbour{{Uplink, host, macOf(host)}},
-		Sysctls: []Sysctl{
+		Neighbours: []Neighbour{{Link: Uplink, Addr: host, MAC: macOf(host)}},
+		Sysctls: append([]Sysctl{
 			{Path: "net/ipv4/ip_forward", Value: "1"},
 			{Path: "net/ipv4/conf/all/rp_filter", Value: "0"},
 			{Path: "net/ipv4/conf/default/rp_filter", Value: "0"},
 			{Path: "net/ipv4/conf/all/send_redirects", Value: "0"},
 			{Path: "net/ipv4/conf/default/send_redirects", Value: "0"},
-			{Path: "net/bridge/bridge-nf-call-iptables", Value: "0", Optional: true},
-			{Path: "net/bridge/bridge-nf-call-ip6tables", Value: "0", Optional: true},
-			{Path: "net/bridge/bridge-nf-call-arptables", Value: "0", Optional: true},
-		},
-		Table: gatewayTable(n),
+		}, bridged...),
+		Table: gatewayTable(n, sealed),
 	}
 	for _, b := range n.Blocks4 {
-		s.Addrs = append(s.Addrs, Addr{Bridge, netip.PrefixFrom(first(b), b.Bits())})
+		s.Addrs = append(s.Addrs, Addr{Link: Bridge, Prefix: netip.PrefixFrom(first(b), b.Bits())})
 	}
 	s.Sysctls = append(s.Sysctls, quiet6...)
 	if !n.IPv6() {
@@ -253,12 +286,20 @@ func GatewaySpace(n Node) Space {
 	}
 	s.Sysctls = append(s.Sysctls, enable6)
 	host6, sandbox6 := n.LinkAddrs(true)
-	s.Addrs = append(s.Addrs, Addr{Uplink, netip.PrefixFrom(sandbox6, n.Link6.Bits())},
-		Addr{Bridge, netip.PrefixFrom(first(n.Block6), n.Block6.Bits())})
+	s.Addrs = append(s.Addrs, Addr{Link: Uplink, Prefix: netip.PrefixFrom(sandbox6, n.Link6.Bits())},
+		Addr{Link: Bridge, Prefix: netip.PrefixFrom(first(n.Block6), n.Block6.Bits())})
 	s.Routes = append(s.Routes, Route{Dst: netip.PrefixFrom(netip.IPv6Unspecified(), 0), Via: host6, Link: Uplink, Metric: 1024})
-	s.Neighbours = append(s.Neighbours, Neighbour{Uplink, host6, macOf(host)})
+	s.Neighbours = append(s.Neighbours, Neighbour{Link: Uplink, Addr: host6, MAC: macOf(host)})
 	s.Sysctls = append(s.Sysctls, Sysctl{Path: "net/ipv6/conf/all/forwarding", Value: "1"})
 	return s
+}
+
+// bridged keeps what a bridge carries away from netfilter, which every new
+// namespace has it pass through where the kernel has that built in.
+var bridged = []Sysctl{
+	{Path: "net/bridge/bridge-nf-call-iptables", Value: "0", Optional: true},
+	{Path: "net/bridge/bridge-nf-call-ip6tables", Value: "0", Optional: true},
+	{Path: "net/bridge/bridge-nf-call-arptables", Value: "0", Optional: true},
 }
 
 // quiet6 keeps IPv6 interfaces made afterwards from announcing themselves,
@@ -282,10 +323,10 @@ func TaskPort(n Node, t Task) Space {
 			Name: port, Kind: "peer", MTU: n.mtu(), MAC: portMAC(t.Addr4), Master: Bridge, Port: true,
 			Index: portIndex(t.Addr4),
 		}},
-		Neighbours: []Neighbour{{Link: port, MAC: mac}, {Bridge, t.Addr4, mac}},
+		Neighbours: []Neighbour{{Link: port, MAC: mac}, {Link: Bridge, Addr: t.Addr4, MAC: mac}},
 	}
 	if n.IPv6() {
-		s.Neighbours = append(s.Neighbours, Neighbour{Bridge, t.Addr6, mac})
+		s.Neighbours = append(s.Neighbours, Neighbour{Link: Bridge, Addr: t.Addr6, MAC: mac})
 	}
 	return s
 }
@@ -304,36 +345,46 @@ func portMAC(a netip.Addr) MAC {
 	return m
 }
 
+// TaskGateway is the gateway interface in a task's namespace, by which that
+// namespace is known again.
+func TaskGateway(n Node, t Task) Link {
+	return Link{
+		Name: TaskLink, Kind: "veth", MTU: n.mtu(), MAC: macOf(t.Addr4), Index: taskIndex,
+		Peer: "t" + t.Name(), PeerIn: GatewayName, PeerMAC: portMAC(t.Addr4), PeerIndex: portIndex(t.Addr4),
+	}
+}
+
 // TaskSpace plans a task's own namespace.
-func TaskSpace(n Node, t Task) Space {
+func TaskSpace(n Node, nets Overlays, t Task) Space {
 	block, _ := n.block4(t.Addr4)
 	gw, mac := first(block), macOf(first(n.Blocks4[0]))
 	s := Space{
-		Name: t.Name(),
-		Links: []Link{
-			{Name: "lo", Kind: "lo"},
-			{
-				Name: TaskLink, Kind: "veth", MTU: n.mtu(), MAC: macOf(t.Addr4), Index: taskIndex,
-				Peer: "t" + t.Name(), PeerIn: GatewayName, PeerMAC: portMAC(t.Addr4), PeerIndex: portIndex(t.Addr4),
-			},
-		},
-		Addrs:      []Addr{{TaskLink, netip.PrefixFrom(t.Addr4, block.Bits())}},
-		Rules:      []Rule{{netip.PrefixFrom(t.Addr4, 32), TaskTable, taskRulePref}},
-		Neighbours: []Neighbour{{TaskLink, gw, mac}},
-		Sysctls:    quiet6,
+		Name:       t.Name(),
+		Links:      []Link{{Name: "lo", Kind: "lo"}, TaskGateway(n, t)},
+		Addrs:      []Addr{{Link: TaskLink, Prefix: netip.PrefixFrom(t.Addr4, block.Bits())}},
+		Rules:      []Rule{{netip.PrefixFrom(t.Addr4, 32), GatewayTable, taskRulePref}},
+		Neighbours: []Neighbour{{Link: TaskLink, Addr: gw, MAC: mac}},
+		Sysctls:    slices.Clone(quiet6),
+		Table:      TaskTable(n, nets, t),
 	}
 	any4 := netip.PrefixFrom(netip.IPv4Unspecified(), 0)
 	s.Routes = append(s.Routes, Route{Dst: any4, Via: gw, Link: TaskLink, Src: t.Addr4},
-		Route{Dst: any4, Via: gw, Link: TaskLink, Table: TaskTable})
-	if !n.IPv6() {
-		return s
+		Route{Dst: any4, Via: gw, Link: TaskLink, Table: GatewayTable})
+	six := n.IPv6()
+	if six {
+		gw6, any6 := first(n.Block6), netip.PrefixFrom(netip.IPv6Unspecified(), 0)
+		s.Addrs = append(s.Addrs, Addr{Link: TaskLink, Prefix: netip.PrefixFrom(t.Addr6, n.Block6.Bits())})
+		s.Rules = append(s.Rules, Rule{netip.PrefixFrom(t.Addr6, 128), GatewayTable, taskRulePref})
+		s.Neighbours = append(s.Neighbours, Neighbour{Link: TaskLink, Addr: gw6, MAC: mac})
+		s.Routes = append(s.Routes, Route{Dst: any6, Via: gw6, Link: TaskLink, Src: t.Addr6, Metric: 1024},
+			Route{Dst: any6, Via: gw6, Link: TaskLink, Table: GatewayTable, Metric: 1024})
 	}
-	s.Sysctls = append(slices.Clone(quiet6), enable6)
-	gw6, any6 := first(n.Block6), netip.PrefixFrom(netip.IPv6Unspecified(), 0)
-	s.Addrs = append(s.Addrs, Addr{TaskLink, netip.PrefixFrom(t.Addr6, n.Block6.Bits())})
-	s.Rules = append(s.Rules, Rule{netip.PrefixFrom(t.Addr6, 128), TaskTable, taskRulePref})
-	s.Neighbours = append(s.Neighbours, Neighbour{TaskLink, gw6, mac})
-	s.Routes = append(s.Routes, Route{Dst: any6, Via: gw6, Link: TaskLink, Src: t.Addr6, Metric: 1024},
-		Route{Dst: any6, Via: gw6, Link: TaskLink, Table: TaskTable, Metric: 1024})
+	for i, a := range t.Nets {
+		six = six || a.Addr6.IsValid()
+		s.attach(n, nets[a.Network], t, i)
+	}
+	if six {
+		s.Sysctls = append(s.Sysctls, enable6)
+	}
 	return s
 }

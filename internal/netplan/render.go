@@ -13,6 +13,9 @@ func (p Plan) String() string {
 	var b strings.Builder
 	p.Host.render(&b)
 	p.Gateway.render(&b)
+	for _, o := range p.Overlays {
+		o.render(&b)
+	}
 	for _, t := range p.Tasks {
 		t.render(&b)
 	}
@@ -35,7 +38,11 @@ func (s Space) render(b *strings.Builder) {
 		fmt.Fprintf(b, "  link   %s\n", l)
 	}
 	for _, a := range s.Addrs {
-		fmt.Fprintf(b, "  addr   %s dev %s\n", a.Prefix, a.Link)
+		fmt.Fprintf(b, "  addr   %s dev %s", a.Prefix, a.Link)
+		if a.NoRoute {
+			b.WriteString(" noprefixroute")
+		}
+		b.WriteString("\n")
 	}
 	for _, r := range s.Routes {
 		fmt.Fprintf(b, "  route  %s\n", r)
@@ -57,6 +64,9 @@ func (l Link) String() string {
 	if l.Index != 0 {
 		fmt.Fprintf(&b, " index %d", l.Index)
 	}
+	if l.VNI != 0 {
+		fmt.Fprintf(&b, " id %d local %s dstport %d nolearning proxy", l.VNI, l.VTEP, l.VXLANPort)
+	}
 	if l.MTU != 0 {
 		fmt.Fprintf(&b, " mtu %d mac %s", l.MTU, l.MAC)
 	}
@@ -69,8 +79,11 @@ func (l Link) String() string {
 	if l.Master != "" {
 		fmt.Fprintf(&b, " master %s", l.Master)
 	}
+	if l.Port && !l.Shared {
+		b.WriteString(" isolated")
+	}
 	if l.Port {
-		b.WriteString(" isolated learning off flood off")
+		b.WriteString(" learning off flood off")
 	}
 	return b.String()
 }
@@ -95,6 +108,9 @@ func (r Route) String() string {
 }
 
 func (n Neighbour) String() string {
+	if n.VTEP.IsValid() {
+		return fmt.Sprintf("fdb %s dev %s dst %s self permanent", n.MAC, n.Link, n.VTEP)
+	}
 	if !n.Addr.IsValid() {
 		return fmt.Sprintf("fdb %s dev %s static", n.MAC, n.Link)
 	}
@@ -108,7 +124,10 @@ func (t *Table) render(b *strings.Builder) {
 			fmt.Fprintf(b, "    %s . %d : jump %s in %s, in %s\n", k.Proto, k.Number, k.chain(), PortMap, PortSet)
 		}
 	}
-	for _, c := range t.Chains {
+	for _, v := range t.VIPs {
+		fmt.Fprintf(b, "    %s : jump %s in %s\n", v.Addr, v.Chain(), vipMap(v.Addr.Is6()))
+	}
+	for _, c := range t.AllChains() {
 		fmt.Fprintf(b, "    chain %s", c.Name)
 		if c.Hook != "" {
 			fmt.Fprintf(b, " type %s hook %s priority %d policy accept", c.Type, c.Hook, c.Priority)
@@ -123,9 +142,26 @@ func (t *Table) render(b *strings.Builder) {
 	}
 }
 
+func vipMap(six bool) string {
+	if six {
+		return VIPMap6
+	}
+	return VIPMap4
+}
+
+// AllChains are the table's chains with those of its virtual addresses.
+func (t *Table) AllChains() []Chain {
+	out := t.Chains[:len(t.Chains):len(t.Chains)]
+	for _, v := range t.VIPs {
+		out = append(out, VIPChain(v))
+	}
+	return out
+}
+
 var verbs = map[Verb]string{
 	Accept: "accept", Drop: "drop", Return: "return", Masquerade: "masquerade",
 	Reset: "reject with tcp reset", Refuse: "reject with icmpx port-unreachable",
+	Prohibit: "reject with icmpx admin-prohibited",
 	Dispatch: "meta l4proto . th dport vmap @" + PortMap,
 }
 
@@ -142,7 +178,8 @@ func (m Match) String() string {
 			say("%s %s %s", ip, word, p)
 		}
 	}
-	if m.Family != 0 && !m.Src.IsValid() && !m.NotSrc.IsValid() && !m.Dst.IsValid() {
+	named := m.Src.IsValid() || m.NotSrc.IsValid() || m.Dst.IsValid() || len(m.SrcAny) > 0
+	if m.Family != 0 && !named && m.Verb != Virtual && m.Verb != Translate {
 		say("meta nfproto ipv%d", m.Family)
 	}
 	for _, v := range []struct{ word, name string }{
@@ -155,6 +192,9 @@ func (m Match) String() string {
 	prefix("saddr", m.Src)
 	prefix("saddr !=", m.NotSrc)
 	prefix("daddr", m.Dst)
+	if len(m.SrcAny) > 0 {
+		w = append(w, oneOf(ip, m.SrcAny))
+	}
 	if m.DstLocal {
 		say("fib daddr type local")
 	}
@@ -167,6 +207,9 @@ func (m Match) String() string {
 	if m.Proto != 0 {
 		say("meta l4proto %s", m.Proto)
 	}
+	if m.Port != 0 {
+		say("th dport %d", m.Port)
+	}
 	if m.Published {
 		say("meta l4proto . th dport @%s", PortSet)
 	}
@@ -178,6 +221,10 @@ func (m Match) String() string {
 		say("jump %s", m.Target)
 	case Balance:
 		w = append(w, balance(ip, m.To))
+	case Translate:
+		say("dnat %s to %s", ip, target(m.To[0]))
+	case Virtual:
+		say("%s daddr vmap @%s", ip, vipMap(m.Family == 6))
 	default:
 		say("%s", verbs[m.Verb])
 	}
@@ -194,7 +241,27 @@ func balance(ip string, to []netip.AddrPort) string {
 		}
 		b = strconv.AppendInt(append(b, ' '), int64(i), 10)
 		b = a.Addr().AppendTo(append(b, " : "...))
-		b = strconv.AppendUint(append(b, " . "...), uint64(a.Port()), 10)
+		if a.Port() != 0 {
+			b = strconv.AppendUint(append(b, " . "...), uint64(a.Port()), 10)
+		}
+	}
+	return string(append(b, " }"...))
+}
+
+func target(a netip.AddrPort) string {
+	if a.Port() == 0 {
+		return a.Addr().String()
+	}
+	return a.String()
+}
+
+func oneOf(ip string, list []netip.Addr) string {
+	b := append(make([]byte, 0, 32+18*len(list)), ip+" saddr {"...)
+	for i, a := range list {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = a.AppendTo(append(b, ' '))
 	}
 	return string(append(b, " }"...))
 }

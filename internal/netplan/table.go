@@ -20,12 +20,21 @@ const (
 	PortMap    = "pub"       // published port → the chain that balances it
 )
 
+// Names in a task's table: virtual address → the chain that balances it.
+const (
+	VIPMap4 = "vip4"
+	VIPMap6 = "vip6"
+)
+
 // A Table is an nftables table of family inet.
 type Table struct {
 	Name   string
 	Chains []Chain // base chains and admin chain, then those of ports, by key
 	Ports  []PortKey
 	Mapped bool // has PortSet and PortMap with Ports as elements
+
+	Virtual bool  // has VIPMap4 and VIPMap6, with a chain of its own for each of
+	VIPs    []VIP // these, by address
 }
 
 // A Chain is a chain of rules. A base chain has a Hook.
@@ -52,6 +61,9 @@ const (
 	Balance         // send to one of To, at random
 	Reset           // answer with a TCP reset
 	Refuse          // answer with ICMP port unreachable
+	Prohibit        // answer with ICMP administratively prohibited
+	Translate       // send to the only one of To; port 0 leaves the port
+	Virtual         // jump to the chain of the virtual address it is sent to, if any
 )
 
 // A Match is one rule of a chain: all conditions that are set must hold, then
@@ -62,12 +74,14 @@ type Match struct {
 	Out, NotOut   string
 	Src, NotSrc   netip.Prefix
 	Dst           netip.Prefix
-	DstLocal      bool  // to an address of this host
-	New           bool  // begins a connection
-	NotTranslated bool  // its connection's destination has not been translated
-	Proto         Proto // 0 is any
-	Published     bool  // to a published port
-	Rate          int   // at most so many packets a second; 0 is any number
+	DstLocal      bool         // to an address of this host
+	New           bool         // begins a connection
+	NotTranslated bool         // its connection's destination has not been translated
+	Proto         Proto        // 0 is any
+	Published     bool         // to a published port
+	Port          uint16       // sent to this port
+	SrcAny        []netip.Addr // from one of these
+	Rate          int          // at most so many packets a second; 0 is any number
 
 	Verb   Verb
 	Target string
@@ -155,8 +169,10 @@ func uniq(in []netip.AddrPort) []netip.AddrPort {
 }
 
 // gatewayTable keeps tasks from reaching each other over the gateway network
-// and from sending with an address that is not the network's.
-func gatewayTable(n Node) *Table {
+// and from sending with an address that is not the network's, and lets sealed
+// tasks begin nothing: their own namespace, where they may have the right to
+// change routes, is not the place to forbid it.
+func gatewayTable(n Node, sealed []netip.Addr) *Table {
 	forward := Chain{Name: "forward", Type: "filter", Hook: "forward", Priority: PrioFilter}
 	pools := []Match{{Family: 4, Src: n.Pool4.Masked()}}
 	if n.IPv6() {
@@ -167,6 +183,17 @@ func gatewayTable(n Node) *Table {
 			Match{Family: p.Family, In: Bridge, NotSrc: p.Src, Verb: Drop},
 			Match{Family: p.Family, In: Bridge, Dst: p.Src, Verb: Drop},
 			Match{Family: p.Family, Out: Bridge, Src: p.Src, Verb: Drop})
+	}
+	for _, family := range []uint8{4, 6} {
+		var from []netip.Addr
+		for _, a := range sealed {
+			if a.Is4() == (family == 4) {
+				from = append(from, a)
+			}
+		}
+		if len(from) > 0 {
+			forward.Rules = append(forward.Rules, Match{Family: family, In: Bridge, New: true, SrcAny: from, Verb: Prohibit})
+		}
 	}
 	return &Table{Name: n.HostLink(), Chains: []Chain{forward}}
 }
