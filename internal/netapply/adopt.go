@@ -65,10 +65,6 @@ func (n *Network) adoptFrom(path string, t netplan.Task, pid int) bool {
 	if err != nil {
 		return false
 	}
-	for _, l := range netplan.TaskSpace(n.node, t).Links {
-		if l.Name == netplan.TaskLink && links[l.Name].mac == l.MAC && links[l.Name].kind == l.Kind {
-			return adoptFD(path, s.fd) == nil
-		}
-	}
-	return false
+	l := netplan.TaskGateway(n.node, t)
+	return links[l.Name].mac == l.MAC && links[l.Name].kind == l.Kind && adoptFD(path, s.fd) == nil
 }

@@ -43,7 +43,7 @@ func (n *Network) openGateway() (int, error) {
 		if err := dropNS(path); err != nil {
 			return 0, err
 		}
-		base := netplan.GatewaySpace(n.node)
+		base := netplan.GatewaySpace(n.node, nil)
 		if err := newNS(path, func() error { _, err := writeSysctls(base.Sysctls); return err }); err != nil {
 			return 0, fmt.Errorf("make gateway sandbox: %w", err)
 		}
@@ -78,7 +78,7 @@ func (n *Network) closeGateway() {
 	n.gw, n.gwFW = nil, nil
 }
 
-// prune removes the namespaces of tasks that nobody asked for.
+// prune removes the namespaces of tasks and networks that nobody asked for.
 func (n *Network) prune(tasks []netplan.Task) error {
 	files, err := os.ReadDir(n.cfg.Dir)
 	if err != nil {
@@ -88,10 +88,16 @@ func (n *Network) prune(tasks []netplan.Task) error {
 	for _, t := range tasks {
 		keep[t.Name()] = true
 	}
+	n.mu.Lock()
+	for num := range n.overlays {
+		keep[netplan.OverlayName(num)] = true
+	}
+	n.mu.Unlock()
 	var errs []error
 	for _, f := range files {
-		if !keep[f.Name()] {
-			errs = append(errs, dropNS(filepath.Join(n.cfg.Dir, f.Name())))
+		if path := filepath.Join(n.cfg.Dir, f.Name()); !keep[f.Name()] {
+			n.nf.drop(path)
+			errs = append(errs, dropNS(path))
 		}
 	}
 	return errors.Join(errs...)
@@ -107,6 +113,8 @@ func (n *Network) Destroy(_ context.Context, instance string) error {
 	n.mu.Lock()
 	n.tasks, n.ports = map[string]*taskState{}, map[netplan.PortKey]netplan.Port{}
 	n.mu.Unlock()
+	n.closeOverlays()
+	n.nf.closeAll()
 	node := netplan.Node{Instance: instance}
 	fd, err := dupNS(n.hostFD)
 	if err != nil {
@@ -144,6 +152,8 @@ func (n *Network) Close() error {
 	n.state.Lock()
 	defer n.state.Unlock()
 	n.ready = false
+	n.closeOverlays()
+	n.nf.closeAll()
 	n.closeGateway()
 	n.hostFW.close()
 	n.host.close()

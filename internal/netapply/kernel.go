@@ -1,6 +1,7 @@
 package netapply
 
 import (
+	"encoding/binary"
 	"fmt"
 	"net/netip"
 	"strings"
@@ -16,8 +17,12 @@ type kernelLink struct {
 	index, mtu, master int
 	name, kind         string
 	mac                netplan.MAC
-	up, port           bool // port: isolated, not learning, not flooded
+	up, port, isolated bool // port: not learning, not flooded
 	peerNS             int  // the number of the other end's namespace, or -1
+
+	vni       uint32 // and what else a VXLAN device is made with
+	vtep      netip.Addr
+	vxlanPort uint16
 }
 
 type kernelAddr struct {
@@ -36,6 +41,7 @@ type kernelNeighbour struct {
 	index int
 	addr  netip.Addr
 	mac   netplan.MAC
+	self  bool // of the device's own forwarding table: addr is another node's
 }
 
 const (
@@ -71,6 +77,7 @@ func parseLink(body []byte) kernelLink {
 	}
 	l := kernelLink{index: int(native.Uint32(body[4:])), up: native.Uint32(body[8:])&unix.IFF_UP != 0, peerNS: -1}
 	var isolated, learning, flood uint8
+	var data []byte
 	attrs(body[16:], func(t uint16, v []byte) {
 		switch t {
 		case unix.IFLA_IFNAME:
@@ -88,6 +95,8 @@ func parseLink(body []byte) kernelLink {
 				switch t {
 				case unix.IFLA_INFO_KIND:
 					l.kind = strings.TrimRight(string(v), "\x00")
+				case unix.IFLA_INFO_DATA:
+					data = v
 				case ifaceSlaveKey:
 					learning, flood = 1, 1
 					attrs(v, func(t uint16, v []byte) {
@@ -104,8 +113,24 @@ func parseLink(body []byte) kernelLink {
 			})
 		}
 	})
-	l.port = isolated == 1 && learning == 0 && flood == 0
+	l.port, l.isolated = learning == 0 && flood == 0, isolated == 1
+	if l.kind == "vxlan" {
+		l.parseVXLAN(data)
+	}
 	return l
+}
+
+func (l *kernelLink) parseVXLAN(data []byte) {
+	attrs(data, func(t uint16, v []byte) {
+		switch t {
+		case unix.IFLA_VXLAN_ID:
+			l.vni = native.Uint32(v)
+		case unix.IFLA_VXLAN_LOCAL, unix.IFLA_VXLAN_LOCAL6:
+			l.vtep, _ = netip.AddrFromSlice(v)
+		case unix.IFLA_VXLAN_PORT:
+			l.vxlanPort = binary.BigEndian.Uint16(v)
+		}
+	})
 }
 
 // addrs reads the addresses of one interface, or of all when index is 0,
@@ -268,11 +293,27 @@ func (s *space) forwarding(bridge int) ([]kernelNeighbour, error) {
 	return out, err
 }
 
+// nodes reads which nodes a VXLAN device sends to.
+func (s *space) nodes(vxlan int) ([]kernelNeighbour, error) {
+	b := &batch{}
+	h := make([]byte, 12)
+	h[0] = unix.AF_BRIDGE
+	native.PutUint32(h[4:], uint32(vxlan))
+	b.begin(unix.RTM_GETNEIGH, dumpFlag, h, "read forwarding entries of the VXLAN device")
+	var out []kernelNeighbour
+	err := s.rt.dump(unix.RTM_NEWNEIGH, b, func(body []byte) {
+		if n, ok := parseNeighbour(body, unix.NUD_PERMANENT); ok && n.self && n.index == vxlan && n.addr.IsValid() {
+			out = append(out, n)
+		}
+	})
+	return out, err
+}
+
 func parseNeighbour(body []byte, state uint16) (kernelNeighbour, bool) {
 	if len(body) < 12 || native.Uint16(body[8:]) != state {
 		return kernelNeighbour{}, false
 	}
-	n := kernelNeighbour{index: int(native.Uint32(body[4:]))}
+	n := kernelNeighbour{index: int(native.Uint32(body[4:])), self: body[10]&ntfSelf != 0}
 	attrs(body[12:], func(t uint16, v []byte) {
 		switch t {
 		case unix.NDA_DST:

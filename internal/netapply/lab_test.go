@@ -204,13 +204,18 @@ func port(proto netplan.Proto, number uint16, tasks ...netplan.Task) netplan.Por
 // the client at, over TCP (and then waits for the client to close) and UDP.
 func (l *lab) serve(ns int, name string, number int) {
 	l.t.Helper()
+	l.serveAt(ns, name, fmt.Sprintf(":%d", number))
+}
+
+func (l *lab) serveAt(ns int, name, at string) {
+	l.t.Helper()
 	var tcp net.Listener
 	var udp net.PacketConn
 	must(l.t, inNS(ns, func() (err error) {
-		if tcp, err = net.Listen("tcp", fmt.Sprintf(":%d", number)); err != nil {
+		if tcp, err = net.Listen("tcp", at); err != nil {
 			return err
 		}
-		udp, err = net.ListenPacket("udp", fmt.Sprintf(":%d", number))
+		udp, err = net.ListenPacket("udp", at)
 		return err
 	}))
 	l.t.Cleanup(func() { _, _ = tcp.Close(), udp.Close() })

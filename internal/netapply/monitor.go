@@ -216,7 +216,7 @@ func relevantFilter(e event, table string) bool {
 	})
 	switch e.typ & 0xff {
 	case unix.NFT_MSG_NEWGEN:
-		return false
+		return false // there is one with every change
 	case unix.NFT_MSG_NEWCHAIN, unix.NFT_MSG_NEWRULE, unix.NFT_MSG_DELRULE, unix.NFT_MSG_DELCHAIN:
 		return name == table || !isOurs(name)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -43,10 +44,15 @@ type Network struct {
 	hostFW *filter
 	gwFW   *filter
 
-	mu     sync.Mutex // guards tasks, and ports together with portMu
-	tasks  map[string]*taskState
-	portMu sync.Mutex // orders changes of ports
-	ports  map[netplan.PortKey]netplan.Port
+	mu       sync.Mutex // guards tasks and overlays, and ports together with portMu
+	tasks    map[string]*taskState
+	overlays map[uint64]*overlay
+	netMu    sync.Mutex // orders the coming and going of overlays
+	sealMu   sync.Mutex // orders changes of who is sealed
+	sealed   []netip.Addr
+	nf       nfCache
+	portMu   sync.Mutex // orders changes of ports
+	ports    map[netplan.PortKey]netplan.Port
 
 	hostIndex atomic.Int64 // of the host link, for Run
 
@@ -57,10 +63,18 @@ type Network struct {
 // taskState is one task; its lock orders work on it.
 type taskState struct {
 	mu   sync.Mutex
-	task netplan.Task
+	task netplan.Task // of its fields, PID and DNS may change
 	gone bool
-	done bool // its namespace has been filled
+	done bool   // its namespace has been filled
+	gen  uint32 // of its namespace's rules when they were last right; 0 is unknown
 }
+
+// ident is the task without what may change.
+func (st *taskState) ident() netplan.Task {
+	return netplan.Task{ID: st.task.ID, Addr4: st.task.Addr4, Addr6: st.task.Addr6, Nets: st.task.Nets}
+}
+
+func (st *taskState) name() string { return netplan.Task{ID: st.task.ID}.Name() }
 
 // maxParallel bounds the tasks being added or removed at the same time: the
 // kernel does most of the work under one lock.
@@ -80,7 +94,7 @@ func New(cfg Config) (*Network, error) {
 	}
 	return &Network{
 		cfg: cfg, hostFD: fd,
-		tasks: map[string]*taskState{}, ports: map[netplan.PortKey]netplan.Port{},
+		tasks: map[string]*taskState{}, ports: map[netplan.PortKey]netplan.Port{}, overlays: map[uint64]*overlay{},
 		slots: make(chan struct{}, maxParallel), wake: make(chan struct{}, 1),
 	}, nil
 }
@@ -109,7 +123,7 @@ func (n *Network) Sync(ctx context.Context, in netplan.Input) (int, error) {
 	for _, t := range in.Tasks {
 		st := &taskState{task: t}
 		if o, ok := old[t.Name()]; ok {
-			st.done = o.done
+			st.done = o.done // but not gen: its rules are to be compared with what is asked for now
 			if t.PID == 0 {
 				st.task.PID = o.task.PID
 			}
@@ -122,10 +136,11 @@ func (n *Network) Sync(ctx context.Context, in netplan.Input) (int, error) {
 		n.ports[p.PortKey] = p
 	}
 	n.mu.Unlock()
+	lost := n.takeOverlays(in.Overlays)
 	changes, err := n.pass(ctx)
 	if err == nil {
 		n.ready = true
-		err = n.forgetUDP(touchedUDP(before, in.Ports))
+		err = errors.Join(n.forgetUDP(touchedUDP(before, in.Ports)), n.forgetVIPs(lost))
 	}
 	return changes, err
 }
@@ -154,7 +169,9 @@ func (n *Network) pass(ctx context.Context) (int, error) {
 	if err := n.prune(in.Tasks); err != nil {
 		return total, err
 	}
-	for _, step := range []func(context.Context, netplan.Plan) (int, error){n.passBase, n.passTasks, n.passPorts, n.passFilters} {
+	for _, step := range []func(context.Context, netplan.Plan) (int, error){
+		n.passBase, n.passSandboxes, n.passTasks, n.passPorts, n.passSandboxPorts, n.passFilters, n.passTables,
+	} {
 		if err := ctx.Err(); err != nil {
 			return total, err
 		}
@@ -178,12 +195,15 @@ func (n *Network) input() netplan.Input {
 	for _, p := range n.ports {
 		in.Ports = append(in.Ports, p)
 	}
+	for _, ov := range n.overlays {
+		in.Overlays = append(in.Overlays, ov.full())
+	}
 	return in
 }
 
 // passBase mends host link and sandbox, without the tasks' ports.
 func (n *Network) passBase(_ context.Context, plan netplan.Plan) (int, error) {
-	total, err := n.gw.sysctls(netplan.GatewaySpace(n.node).Sysctls)
+	total, err := n.gw.sysctls(netplan.GatewaySpace(n.node, nil).Sysctls)
 	if err != nil {
 		return total, err
 	}
@@ -310,6 +330,9 @@ func (n *Network) passFilters(_ context.Context, plan netplan.Plan) (int, error)
 			return total, err
 		}
 	}
+	n.sealMu.Lock()
+	n.sealed = nil // compare once more when it is asked for
+	n.sealMu.Unlock()
 	c, err := n.hostFW.acceptForwarding(n.node.HostLink())
 	return total + c, err
 }
@@ -321,6 +344,13 @@ func (n *Network) resolve(name string) (*space, error) {
 		return n.host, nil
 	case netplan.GatewayName:
 		return n.gw, nil
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for num, ov := range n.overlays {
+		if netplan.OverlayName(num) == name && ov.space != nil {
+			return ov.space, nil
+		}
 	}
 	return nil, fmt.Errorf("no namespace is called %s", name)
 }

@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
+	"fmt"
 	"net/netip"
 
 	"github.com/google/nftables"
@@ -58,10 +59,15 @@ func cmpEq(not bool, data []byte) *expr.Cmp {
 // rule adds one rule at the end of a chain.
 func (e *encoder) rule(chain *nftables.Chain, m netplan.Match) error {
 	ex := conditions(m)
+	from, err := e.srcAny(m)
+	if err != nil {
+		return err
+	}
 	act, err := e.action(m)
 	if err != nil {
 		return err
 	}
+	act = append(from, act...)
 	e.conn.AddRule(&nftables.Rule{Table: e.table, Chain: chain, Exprs: append(ex, act...), UserData: tagData(tagOf(m))})
 	return nil
 }
@@ -102,8 +108,16 @@ func conditions(m netplan.Match) []expr.Any {
 	if m.NotTranslated {
 		ex = append(ex, ctBit(expr.CtKeySTATUS, 1<<5, false)...) // IPS_DST_NAT
 	}
+	if m.Marked {
+		ex = append(ex, &expr.Ct{Key: expr.CtKeyDIRECTION, Register: reg1}, cmpEq(false, []byte{0}),
+			&expr.Ct{Key: expr.CtKeyMARK, Register: reg1}, cmpEq(false, binaryutil.NativeEndian.PutUint32(netplan.ConnMark)))
+	}
 	if m.Proto != 0 && m.Verb != netplan.Balance {
 		ex = append(ex, &expr.Meta{Key: expr.MetaKeyL4PROTO, Register: reg1}, cmpEq(false, []byte{byte(m.Proto)}))
+	}
+	if m.Port != 0 {
+		ex = append(ex, &expr.Payload{DestRegister: reg1, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
+			cmpEq(false, binary.BigEndian.AppendUint16(nil, m.Port)))
 	}
 	if m.Published {
 		ex = append(ex, portKey()...)
@@ -161,27 +175,72 @@ func portKey() []expr.Any {
 	}
 }
 
+// srcAny matches one of several source addresses.
+func (e *encoder) srcAny(m netplan.Match) ([]expr.Any, error) {
+	if len(m.SrcAny) == 0 {
+		return nil, nil
+	}
+	set := &nftables.Set{Table: e.table, Anonymous: true, Constant: true, KeyType: nftables.TypeIPAddr}
+	offset, size := uint32(12), uint32(4)
+	if m.Family == 6 {
+		set.KeyType, offset, size = nftables.TypeIP6Addr, 8, 16
+	}
+	elements := make([]nftables.SetElement, len(m.SrcAny))
+	for i, a := range m.SrcAny {
+		elements[i] = nftables.SetElement{Key: a.AsSlice()}
+	}
+	if err := e.conn.AddSet(set, elements); err != nil {
+		return nil, err
+	}
+	return []expr.Any{
+		&expr.Payload{DestRegister: reg1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: size},
+		&expr.Lookup{SourceRegister: reg1, SetID: set.ID, SetName: set.Name},
+	}, nil
+}
+
 func (e *encoder) action(m netplan.Match) ([]expr.Any, error) {
-	verdict := func(k expr.VerdictKind) []expr.Any { return []expr.Any{&expr.Verdict{Kind: k}} }
+	if ex, ok := plain(m); ok {
+		return ex, nil
+	}
 	switch m.Verb {
-	case netplan.Drop:
-		return verdict(expr.VerdictDrop), nil
-	case netplan.Return:
-		return verdict(expr.VerdictReturn), nil
-	case netplan.Jump:
-		return []expr.Any{&expr.Verdict{Kind: expr.VerdictJump, Chain: m.Target}}, nil
-	case netplan.Masquerade:
-		return []expr.Any{&expr.Masq{}}, nil
 	case netplan.Dispatch:
 		return append(portKey(), &expr.Lookup{SourceRegister: reg1, IsDestRegSet: true, SetName: netplan.PortMap}), nil
 	case netplan.Balance:
 		return e.balance(m)
-	case netplan.Reset:
-		return []expr.Any{&expr.Reject{Type: unix.NFT_REJECT_TCP_RST}}, nil
-	case netplan.Refuse:
-		return []expr.Any{&expr.Reject{Type: unix.NFT_REJECT_ICMPX_UNREACH, Code: unix.NFT_REJECT_ICMPX_PORT_UNREACH}}, nil
 	}
-	return verdict(expr.VerdictAccept), nil
+	return nil, fmt.Errorf("not for this table")
+}
+
+// plain are the actions that need no set.
+func plain(m netplan.Match) ([]expr.Any, bool) {
+	verdict := func(k expr.VerdictKind) ([]expr.Any, bool) { return []expr.Any{&expr.Verdict{Kind: k}}, true }
+	reject := func(typ uint32, code uint8) ([]expr.Any, bool) {
+		return []expr.Any{&expr.Reject{Type: typ, Code: code}}, true
+	}
+	switch m.Verb {
+	case netplan.Accept:
+		return verdict(expr.VerdictAccept)
+	case netplan.Drop:
+		return verdict(expr.VerdictDrop)
+	case netplan.Return:
+		return verdict(expr.VerdictReturn)
+	case netplan.Jump:
+		return []expr.Any{&expr.Verdict{Kind: expr.VerdictJump, Chain: m.Target}}, true
+	case netplan.Masquerade:
+		return []expr.Any{&expr.Masq{}}, true
+	case netplan.Mark:
+		return []expr.Any{
+			&expr.Immediate{Register: reg1, Data: binaryutil.NativeEndian.PutUint32(netplan.ConnMark)},
+			&expr.Ct{Key: expr.CtKeyMARK, Register: reg1, SourceRegister: true},
+		}, true
+	case netplan.Reset:
+		return reject(unix.NFT_REJECT_TCP_RST, 0)
+	case netplan.Refuse:
+		return reject(unix.NFT_REJECT_ICMPX_UNREACH, unix.NFT_REJECT_ICMPX_PORT_UNREACH)
+	case netplan.Prohibit:
+		return reject(unix.NFT_REJECT_ICMPX_UNREACH, unix.NFT_REJECT_ICMPX_ADMIN_PROHIBITED)
+	}
+	return nil, false
 }
 
 // balance draws a number and translates the destination to that backend.

@@ -1,9 +1,12 @@
 package netapply
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
+	"syscall"
+	"time"
 
 	"github.com/skep-swarm/skep/internal/netplan"
 )
@@ -73,13 +76,18 @@ func (s *space) reconcileLinks(p netplan.Space, resolve resolver, prune func(str
 		}
 	}
 	made := false
+	var vxlan []netplan.Link
 	for _, l := range p.Links {
 		k, ok := have[l.Name]
-		if ok && l.Kind == "veth" && !s.peerOK(l, resolve) {
+		if ok && (l.Kind == "veth" && !s.peerOK(l, resolve) || l.Kind == "vxlan" && !sameVXLAN(l, k)) {
 			b.delLink(k.index, l.Name)
 			ok = false
 		}
 		if ok {
+			continue
+		}
+		if l.Kind == "vxlan" {
+			vxlan, made = append(vxlan, l), true
 			continue
 		}
 		if err = s.makeLink(b, l, resolve, have); err != nil {
@@ -87,9 +95,14 @@ func (s *space) reconcileLinks(p netplan.Space, resolve resolver, prune func(str
 		}
 		made = true
 	}
-	n := b.len() - pruned
+	n := b.len() - pruned + len(vxlan)
 	if err := s.rt.run(b); err != nil {
 		return n, err
+	}
+	for _, l := range vxlan {
+		if err := s.makeVXLAN(l, resolve); err != nil {
+			return n, err
+		}
 	}
 	if made {
 		if have, err = s.planned(p); err != nil {
@@ -106,11 +119,35 @@ func (s *space) reconcileLinks(p netplan.Space, resolve resolver, prune func(str
 		if !k.up || l.MTU != 0 && (k.mtu != l.MTU || k.mac != l.MAC) || k.master != master && l.Master != "" {
 			b.setLink(l, k.index, master)
 		}
-		if l.Port && (!k.port || k.master != master) {
+		if l.Port && (!k.port || k.isolated == l.Shared || k.master != master) {
 			b.setPort(l, k.index)
 		}
 	}
 	return n + b.len(), s.rt.run(b)
+}
+
+func sameVXLAN(l netplan.Link, k kernelLink) bool {
+	return k.kind == l.Kind && k.vni == l.VNI && k.vtep == l.VTEP && k.vxlanPort == l.VXLANPort
+}
+
+// makeVXLAN makes a VXLAN device from the host's namespace, where its socket then lies, right into this one. A network
+// with the same number that was here a moment ago is taken down in the kernel's own time, and waited for.
+func (s *space) makeVXLAN(l netplan.Link, resolve resolver) error {
+	host, err := resolve(netplan.HostName)
+	if err != nil {
+		return err
+	}
+	for try := range busyTries {
+		b := &batch{}
+		b.addLink(l, 0, s.fd)
+		if err = host.rt.run(b); !errors.Is(err, syscall.EEXIST) {
+			return err
+		}
+		if try < busyTries-1 {
+			time.Sleep(busyPause)
+		}
+	}
+	return fmt.Errorf("another program of this host uses VXLAN network %d on UDP port %d: %w", l.VNI, l.VXLANPort, err)
 }
 
 // makeLink adds a request for a link that is missing.
@@ -169,7 +206,7 @@ func (s *space) diffAddrs(b *batch, p netplan.Space, links map[string]kernelLink
 			return err
 		}
 		for _, a := range have {
-			if !slices.Contains(p.Addrs, netplan.Addr{Link: l.Name, Prefix: a.prefix}) {
+			if !slices.ContainsFunc(p.Addrs, func(w netplan.Addr) bool { return w.Link == l.Name && w.Prefix == a.prefix }) {
 				b.addr(netplan.Addr{Link: l.Name, Prefix: a.prefix}, index, true)
 			}
 		}
@@ -233,7 +270,7 @@ func (s *space) diffRules(b *batch, p netplan.Space) error {
 func (s *space) diffNeighbours(b *batch, p netplan.Space, links map[string]kernelLink) error {
 	have := map[netplan.Neighbour]bool{}
 	for _, l := range p.Links {
-		if l.Kind == "lo" || l.Port {
+		if l.Kind == "lo" || l.Port && l.Kind != "vxlan" {
 			continue
 		}
 		index := links[l.Name].index
@@ -248,12 +285,22 @@ func (s *space) diffNeighbours(b *batch, p netplan.Space, links map[string]kerne
 			}
 			list = append(list, fdb...)
 		}
-		for _, k := range list {
-			name := l.Name
-			if !k.addr.IsValid() {
-				name = nameOf(links, k.index)
+		if l.Kind == "vxlan" {
+			nodes, err := s.nodes(index)
+			if err != nil {
+				return err
 			}
-			have[netplan.Neighbour{Link: name, Addr: k.addr, MAC: k.mac}] = true
+			list = append(list, nodes...)
+		}
+		for _, k := range list {
+			switch {
+			case k.self:
+				have[netplan.Neighbour{Link: l.Name, MAC: k.mac, VTEP: k.addr}] = true
+			case k.addr.IsValid():
+				have[netplan.Neighbour{Link: l.Name, Addr: k.addr, MAC: k.mac}] = true
+			default:
+				have[netplan.Neighbour{Link: nameOf(links, k.index), MAC: k.mac}] = true
+			}
 		}
 	}
 	want := map[netplan.Neighbour]bool{}
@@ -262,9 +309,13 @@ func (s *space) diffNeighbours(b *batch, p netplan.Space, links map[string]kerne
 		want[n], kept[n.Addr] = true, true
 	}
 	for n := range have {
+		if want[n] {
+			continue
+		}
 		// An address with another MAC is replaced below. Forwarding entries
-		// vanish with their port.
-		if !want[n] && n.Addr.IsValid() && !kept[n.Addr] && !n.Addr.IsMulticast() {
+		// vanish with their port, but for those of a VXLAN device.
+		old := n.Addr.IsValid() && !kept[n.Addr] && !n.Addr.IsMulticast()
+		if old || !n.Addr.IsValid() && links[n.Link].kind == "vxlan" && n.MAC != links[n.Link].mac {
 			b.neighbour(n, links[n.Link].index, true)
 		}
 	}

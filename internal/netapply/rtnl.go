@@ -84,7 +84,8 @@ type rtSocket struct {
 	mu  sync.Mutex
 	fd  int
 	seq uint32
-	buf []byte
+	buf []byte // kept between requests
+	one bool   // it is not: there are many sockets of this kind
 }
 
 // openRT opens a socket in the namespace of the calling thread.
@@ -104,7 +105,7 @@ func openRT() (*rtSocket, error) {
 		return nil, fmt.Errorf("set netlink timeout: %w", err)
 	}
 	_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 1<<20)
-	return &rtSocket{fd: fd, buf: make([]byte, 64<<10)}, nil
+	return &rtSocket{fd: fd}, nil
 }
 
 func (s *rtSocket) close() {
@@ -116,6 +117,12 @@ func (s *rtSocket) close() {
 	}
 }
 
+func (s *rtSocket) slim() {
+	if s.one {
+		s.buf = nil
+	}
+}
+
 // run sends all requests of a batch. Every one is tried; the errors are joined.
 func (s *rtSocket) run(b *batch) error {
 	b.finish()
@@ -124,6 +131,7 @@ func (s *rtSocket) run(b *batch) error {
 	if s.fd < 0 {
 		return errors.New("route netlink socket is closed")
 	}
+	defer s.slim()
 	var errs []error
 	for i := 0; i < len(b.msgs); i += maxBatch {
 		errs = append(errs, s.send(b, i, min(i+maxBatch, len(b.msgs))))
@@ -201,6 +209,7 @@ func (s *rtSocket) dump(typ uint16, b *batch, each func(body []byte)) error {
 	if s.fd < 0 {
 		return errors.New("route netlink socket is closed")
 	}
+	defer s.slim()
 	s.seq++
 	native.PutUint32(b.buf[8:], s.seq)
 	if err := s.write(b.buf); err != nil {
@@ -245,10 +254,14 @@ func (s *rtSocket) write(p []byte) error {
 type header struct {
 	typ, flags uint16
 	seq        uint32
+	port       uint32 // of the sender, or of who caused it
 }
 
 // read takes one datagram and calls each with its messages.
 func (s *rtSocket) read(each func(h header, body []byte) bool) error {
+	if s.buf == nil {
+		s.buf = make([]byte, 64<<10)
+	}
 	var n int
 	var err error
 	for {
@@ -271,7 +284,7 @@ func messages(p []byte, each func(h header, body []byte) bool) {
 		if size < 16 || size > len(p) {
 			return
 		}
-		h := header{native.Uint16(p[4:]), native.Uint16(p[6:]), native.Uint32(p[8:])}
+		h := header{native.Uint16(p[4:]), native.Uint16(p[6:]), native.Uint32(p[8:]), native.Uint32(p[12:])}
 		if !each(h, p[16:size]) {
 			return
 		}

@@ -1,6 +1,7 @@
 package netapply
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -57,15 +58,17 @@ const (
 	replace  = unix.NLM_F_CREATE | unix.NLM_F_REPLACE
 	dumpFlag = unix.NLM_F_DUMP
 
-	ifaFlags       = 8    // IFA_FLAGS
-	ifaNoDAD       = 0x02 // IFA_F_NODAD
-	ifaPermanent   = 0x80 // IFA_F_PERMANENT
-	vethInfoPeer   = 1    // VETH_INFO_PEER
-	brportLearning = 8    // IFLA_BRPORT_LEARNING
-	brportFlood    = 9    // IFLA_BRPORT_UNICAST_FLOOD
-	brportIsolated = 33   // IFLA_BRPORT_ISOLATED
-	ntfMaster      = 0x04 // NTF_MASTER
-	protoSkep      = 0x73 // rtm_protocol of our routes
+	ifaFlags       = 8     // IFA_FLAGS
+	ifaNoDAD       = 0x02  // IFA_F_NODAD
+	ifaPermanent   = 0x80  // IFA_F_PERMANENT
+	ifaNoRoute     = 0x200 // IFA_F_NOPREFIXROUTE
+	ntfSelf        = 0x02  // NTF_SELF
+	vethInfoPeer   = 1     // VETH_INFO_PEER
+	brportLearning = 8     // IFLA_BRPORT_LEARNING
+	brportFlood    = 9     // IFLA_BRPORT_UNICAST_FLOOD
+	brportIsolated = 33    // IFLA_BRPORT_ISOLATED
+	ntfMaster      = 0x04  // NTF_MASTER
+	protoSkep      = 0x73  // rtm_protocol of our routes
 )
 
 func ifinfo(index int, up bool) []byte {
@@ -85,9 +88,19 @@ func (b *batch) addLink(l netplan.Link, index, peerFD int) {
 	b.str(unix.IFLA_IFNAME, l.Name)
 	b.u32(unix.IFLA_MTU, l.MTU)
 	b.attr(unix.IFLA_ADDRESS, l.MAC[:])
+	if l.Kind == "vxlan" {
+		b.u32(unix.IFLA_NET_NS_FD, peerFD)
+	}
 	info := b.nest(unix.IFLA_LINKINFO)
 	b.attr(unix.IFLA_INFO_KIND, []byte(l.Kind))
-	if l.Kind == "veth" {
+	switch l.Kind {
+	case "bridge":
+		data := b.nest(unix.IFLA_INFO_DATA)
+		b.u8(unix.IFLA_BR_MCAST_SNOOPING, 0)
+		data()
+	case "vxlan":
+		b.vxlan(l)
+	case "veth":
 		data := b.nest(unix.IFLA_INFO_DATA)
 		peer := b.nest(vethInfoPeer)
 		pi := 0
@@ -103,6 +116,21 @@ func (b *batch) addLink(l netplan.Link, index, peerFD int) {
 		data()
 	}
 	info()
+}
+
+// vxlan says what a VXLAN device is like: it learns nothing, and answers for remote tasks from its neighbour entries.
+func (b *batch) vxlan(l netplan.Link) {
+	data := b.nest(unix.IFLA_INFO_DATA)
+	defer data()
+	b.u32(unix.IFLA_VXLAN_ID, int(l.VNI))
+	local := uint16(unix.IFLA_VXLAN_LOCAL)
+	if l.VTEP.Is6() {
+		local = unix.IFLA_VXLAN_LOCAL6
+	}
+	b.ip(local, l.VTEP)
+	b.attr(unix.IFLA_VXLAN_PORT, binary.BigEndian.AppendUint16(nil, l.VXLANPort))
+	b.u8(unix.IFLA_VXLAN_LEARNING, 0)
+	b.u8(unix.IFLA_VXLAN_PROXY, 1)
 }
 
 // setLink asks for an interface that exists to be as planned, and up.
@@ -126,7 +154,7 @@ func (b *batch) setPort(l netplan.Link, index int) {
 	data := b.nest(unix.IFLA_INFO_SLAVE_DATA)
 	b.u8(brportLearning, 0)
 	b.u8(brportFlood, 0)
-	b.u8(brportIsolated, 1)
+	b.u8(brportIsolated, uint8(1-b2i(l.Shared)))
 	data()
 	info()
 }
@@ -162,8 +190,15 @@ func (b *batch) addr(a netplan.Addr, index int, del bool) {
 	b.begin(typ, flags, h, fmt.Sprintf("%s address %v on %s", what, a.Prefix, a.Link), allow...)
 	b.ip(unix.IFA_LOCAL, ip)
 	b.ip(unix.IFA_ADDRESS, ip)
-	if !del && ip.Is6() {
-		b.u32(ifaFlags, ifaNoDAD|ifaPermanent)
+	set := 0
+	if ip.Is6() {
+		set = ifaNoDAD | ifaPermanent
+	}
+	if a.NoRoute {
+		set |= ifaNoRoute
+	}
+	if !del && set != 0 {
+		b.u32(ifaFlags, set)
 	}
 }
 
@@ -224,10 +259,15 @@ func (b *batch) neighbour(n netplan.Neighbour, index int, del bool) {
 	}
 	h := make([]byte, 12)
 	native.PutUint32(h[4:], uint32(index))
-	if n.Addr.IsValid() {
+	switch {
+	case n.Addr.IsValid():
 		h[0] = family(n.Addr)
 		native.PutUint16(h[8:], unix.NUD_PERMANENT)
-	} else {
+	case n.VTEP.IsValid():
+		h[0] = unix.AF_BRIDGE
+		native.PutUint16(h[8:], unix.NUD_PERMANENT)
+		h[10] = ntfSelf
+	default:
 		h[0] = unix.AF_BRIDGE
 		native.PutUint16(h[8:], unix.NUD_NOARP)
 		h[10] = ntfMaster
@@ -235,6 +275,8 @@ func (b *batch) neighbour(n netplan.Neighbour, index int, del bool) {
 	b.begin(typ, flags, h, fmt.Sprintf("%s neighbour %v", what, n), allow...)
 	if n.Addr.IsValid() {
 		b.ip(unix.NDA_DST, n.Addr)
+	} else if n.VTEP.IsValid() {
+		b.ip(unix.NDA_DST, n.VTEP)
 	}
 	if !del || !n.Addr.IsValid() {
 		b.attr(unix.NDA_LLADDR, n.MAC[:])

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"time"
 
@@ -26,6 +27,13 @@ func (n *Network) AddTask(ctx context.Context, t netplan.Task) (string, error) {
 	if err := n.node.CheckTask(t); err != nil {
 		return "", err
 	}
+	nets, err := n.netsOf(t, false)
+	if err != nil {
+		return "", fmt.Errorf("task %s: %w", t.Name(), err)
+	}
+	if err := nets.CheckNets(t); err != nil {
+		return "", err
+	}
 	st, err := n.claim(t)
 	if err != nil {
 		return "", err
@@ -45,15 +53,13 @@ func (n *Network) AddTask(ctx context.Context, t netplan.Task) (string, error) {
 	}
 	path := n.Path(t)
 	if st.done && isNS(path) {
-		return path, nil
+		return path, n.setDNS(st, t.DNS)
 	}
-	if !isNS(path) && !st.done && st.task.PID == 0 {
-		err = n.makeTask(st.task)
-	} else {
-		_, err = n.mendTask(st)
-	}
-	if err != nil {
+	st.task.DNS = t.DNS
+	if err := n.setUp(st, nets.Sealed(t)); err != nil {
 		if !st.done {
+			n.nf.drop(path)
+			err = errors.Join(err, dropNS(path))
 			n.forget(st)
 		}
 		return "", fmt.Errorf("task %s: set up network: %w", t.Name(), err)
@@ -62,12 +68,69 @@ func (n *Network) AddTask(ctx context.Context, t netplan.Task) (string, error) {
 	return path, nil
 }
 
+// setUp makes a task's namespace, or mends it: all of it before a process of the task can send anything. st.mu is held.
+func (n *Network) setUp(st *taskState, sealed bool) error {
+	if isNS(n.Path(st.task)) || st.done || st.task.PID != 0 {
+		if _, err := n.mendTask(st); err != nil {
+			return err
+		}
+		if _, err := n.checkTable(st); err != nil {
+			return err
+		}
+	} else {
+		if err := n.makeTask(st.task); err != nil {
+			return err
+		}
+		if _, err := n.mendTable(st); err != nil {
+			return err
+		}
+	}
+	if sealed {
+		return n.seal()
+	}
+	return nil
+}
+
+// SetDNS says where in a task's namespace its resolver listens.
+func (n *Network) SetDNS(_ context.Context, id string, ports netplan.DNSPorts) error {
+	n.state.RLock()
+	defer n.state.RUnlock()
+	if !n.ready {
+		return ErrNotReady
+	}
+	n.mu.Lock()
+	st := n.tasks[netplan.Task{ID: id}.Name()]
+	n.mu.Unlock()
+	if st == nil {
+		return fmt.Errorf("task %s is not on this node", netplan.Task{ID: id}.Name())
+	}
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	if st.gone || !st.done {
+		return fmt.Errorf("task %s has no network", st.name())
+	}
+	return n.setDNS(st, ports)
+}
+
+// setDNS writes the chain that leads to a task's resolver. st.mu is held.
+func (n *Network) setDNS(st *taskState, ports netplan.DNSPorts) error {
+	if st.task.DNS == ports {
+		return nil
+	}
+	st.task.DNS = ports
+	b, err := encodeOut(n.node, ports)
+	if err != nil {
+		return err
+	}
+	return n.changeTable(st, b, nil)
+}
+
 // claim finds or makes the entry of a task and refuses what clashes.
 func (n *Network) claim(t netplan.Task) (*taskState, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if st, ok := n.tasks[t.Name()]; ok {
-		if st.task.ID != t.ID || st.task.Addr4 != t.Addr4 || st.task.Addr6 != t.Addr6 {
+		if st.task.ID != t.ID || st.task.Addr4 != t.Addr4 || st.task.Addr6 != t.Addr6 || !slices.Equal(st.task.Nets, t.Nets) {
 			return nil, fmt.Errorf("task %s is here already with addresses %v and %v", t.Name(), st.task.Addr4, st.task.Addr6)
 		}
 		return st, nil
@@ -77,7 +140,14 @@ func (n *Network) claim(t netplan.Task) (*taskState, error) {
 	}
 	for _, o := range n.tasks {
 		if o.task.Addr4 == t.Addr4 || o.task.Addr6.IsValid() && o.task.Addr6 == t.Addr6 {
-			return nil, fmt.Errorf("task %s: address %v or %v belongs to task %s", t.Name(), t.Addr4, t.Addr6, o.task.Name())
+			return nil, fmt.Errorf("task %s: address %v or %v belongs to task %s", t.Name(), t.Addr4, t.Addr6, o.name())
+		}
+		for _, a := range t.Nets {
+			if slices.ContainsFunc(o.task.Nets, func(b netplan.Attachment) bool {
+				return a.Network == b.Network && (a.Addr4 == b.Addr4 || a.Addr6.IsValid() && a.Addr6 == b.Addr6)
+			}) {
+				return nil, fmt.Errorf("task %s: address %v or %v in network %d belongs to task %s", t.Name(), a.Addr4, a.Addr6, a.Network, o.name())
+			}
 		}
 	}
 	st := &taskState{task: t}
@@ -109,8 +179,13 @@ func (n *Network) release() { <-n.slots }
 // makeTask makes and fills a new namespace: two batches of netlink requests,
 // no question asked.
 func (n *Network) makeTask(t netplan.Task) error {
-	path, plan := n.Path(t), netplan.TaskSpace(n.node, t)
-	err := newNS(path, func() error {
+	nets, err := n.netsOf(t, false)
+	if err != nil {
+		return err
+	}
+	path, plan := n.Path(t), netplan.TaskSpace(n.node, nets, t)
+	n.nf.drop(path)
+	return newNS(path, func() error {
 		if _, err := writeSysctls(plan.Sysctls); err != nil {
 			return err
 		}
@@ -123,8 +198,14 @@ func (n *Network) makeTask(t netplan.Task) error {
 		if err := n.fresh(s, plan, t); err != nil {
 			return err
 		}
-		if err := n.attachPort(t); err != nil {
+		places, err := n.places(t)
+		if err != nil {
 			return err
+		}
+		for _, p := range places {
+			if err := p.attach(); err != nil {
+				return err
+			}
 		}
 		b := &batch{}
 		for _, l := range plan.Links {
@@ -134,7 +215,6 @@ func (n *Network) makeTask(t netplan.Task) error {
 		}
 		return rt.run(b)
 	})
-	return err
 }
 
 // Namespaces are torn down in the kernel's own time. A port whose name or
@@ -152,8 +232,14 @@ func (n *Network) fresh(s *space, plan netplan.Space, t netplan.Task) error {
 		if !errors.Is(err, syscall.EEXIST) && !errors.Is(err, syscall.EBUSY) {
 			return err
 		}
-		if err := n.dropPort(t); err != nil {
-			return err
+		places, e := n.places(t)
+		if e != nil {
+			return e
+		}
+		for _, p := range places {
+			if err := p.drop(); err != nil {
+				return err
+			}
 		}
 		if err = s.fresh(plan, n.resolve); err != nil {
 			time.Sleep(busyPause)
@@ -162,63 +248,13 @@ func (n *Network) fresh(s *space, plan netplan.Space, t netplan.Task) error {
 	return err
 }
 
-// attachPort puts the sandbox's end of a task's link into the bridge.
-func (n *Network) attachPort(t netplan.Task) error {
-	bridge, err := n.bridge()
-	if err != nil {
-		return err
-	}
-	plan := netplan.TaskPort(n.node, t)
-	b := &batch{buf: make([]byte, 0, 512)}
-	index := map[string]int{netplan.Bridge: bridge}
-	for _, l := range plan.Links {
-		index[l.Name] = l.Index
-		b.setLink(netplan.Link{Name: l.Name, Master: l.Master}, l.Index, bridge)
-		b.setPort(l, l.Index)
-	}
-	for _, v := range plan.Neighbours {
-		b.neighbour(v, index[v.Link], false)
-	}
-	for _, l := range plan.Links {
-		b.awaitLink(l.Index, l.Name)
-	}
-	b.awaitLink(bridge, netplan.Bridge)
-	return n.gw.rt.run(b)
-}
-
-// bridge is the index of the sandbox's bridge.
-func (n *Network) bridge() (int, error) {
-	links, err := n.gw.links(netplan.Bridge)
-	if err != nil {
-		return 0, err
-	}
-	l, ok := links[netplan.Bridge]
-	if !ok {
-		return 0, fmt.Errorf("the gateway bridge is missing")
-	}
-	return l.index, nil
-}
-
-// dropPort removes the sandbox's end of a task's link.
-func (n *Network) dropPort(t netplan.Task) error {
-	plan := netplan.TaskPort(n.node, t)
-	b := &batch{}
-	for _, l := range plan.Links {
-		b.delLink(l.Index, l.Name)
-		if have, e := n.gw.links(l.Name); e == nil && have[l.Name].index != 0 && have[l.Name].index != l.Index {
-			b.delLink(have[l.Name].index, l.Name)
-		}
-	}
-	return n.gw.rt.run(b)
-}
-
 // dropNeighbours removes the sandbox's neighbour entries of a task.
 func (n *Network) dropNeighbours(t netplan.Task) error {
-	bridge, err := n.bridge()
-	if err != nil {
+	links, err := n.gw.links(netplan.Bridge)
+	if err != nil || links[netplan.Bridge].index == 0 {
 		return nil // they went with the bridge
 	}
-	b := &batch{}
+	bridge, b := links[netplan.Bridge].index, &batch{}
 	for _, v := range netplan.TaskPort(n.node, t).Neighbours {
 		if v.Addr.IsValid() {
 			b.neighbour(v, bridge, true)
@@ -232,7 +268,13 @@ func (n *Network) dropNeighbours(t netplan.Task) error {
 func (n *Network) mendTask(st *taskState) (int, error) {
 	t := st.task
 	path := n.Path(t)
+	nets, err := n.netsOf(t, false)
+	if err != nil {
+		return 0, fmt.Errorf("task %s: %w", t.Name(), err)
+	}
 	if !isNS(path) {
+		n.nf.drop(path)
+		st.gen = 0
 		if err := dropNS(path); err != nil {
 			return 0, err
 		}
@@ -253,13 +295,19 @@ func (n *Network) mendTask(st *taskState) (int, error) {
 		return 0, err
 	}
 	defer s.close()
-	c, err := s.reconcile(netplan.TaskSpace(n.node, t), n.resolve, nil)
+	c, err := s.reconcile(netplan.TaskSpace(n.node, nets, t), n.resolve, nil)
 	if err != nil {
 		return c, fmt.Errorf("task %s: %w", t.Name(), err)
 	}
 	if c > 0 {
-		if err := n.mendPort(t); err != nil {
+		places, err := n.places(t)
+		if err != nil {
 			return c, err
+		}
+		for _, p := range places {
+			if err := p.mend(); err != nil {
+				return c, err
+			}
 		}
 		if _, err := s.links(netplan.TaskLink); err != nil { // see awaitLink
 			return c, err
@@ -267,37 +315,6 @@ func (n *Network) mendTask(st *taskState) (int, error) {
 	}
 	st.done = true
 	return c, nil
-}
-
-// mendPort puts the sandbox's end of a link that was made anew into the
-// bridge, whatever index it got.
-func (n *Network) mendPort(t netplan.Task) error {
-	links, err := n.gw.links("")
-	if err != nil {
-		return err
-	}
-	plan, b := netplan.TaskPort(n.node, t), &batch{}
-	bridge := links[netplan.Bridge].index
-	for _, l := range plan.Links {
-		k, ok := links[l.Name]
-		if !ok || bridge == 0 {
-			return fmt.Errorf("link %s: %w", l.Name, errPeerMissing)
-		}
-		if k.master != bridge || !k.up {
-			b.setLink(netplan.Link{Name: l.Name, Master: l.Master}, k.index, bridge)
-		}
-		if !k.port || k.master != bridge {
-			b.setPort(l, k.index)
-		}
-	}
-	for _, v := range plan.Neighbours {
-		b.neighbour(v, links[v.Link].index, false)
-	}
-	for _, l := range plan.Links {
-		b.awaitLink(links[l.Name].index, l.Name)
-	}
-	b.awaitLink(bridge, netplan.Bridge)
-	return n.gw.rt.run(b)
 }
 
 // RemoveTask takes a task's network away. A task that is not there is no
@@ -317,7 +334,9 @@ func (n *Network) RemoveTask(ctx context.Context, id string) error {
 		if name == "" || name == netplan.GatewayName || name != filepath.Base(name) {
 			return fmt.Errorf("task %q: not a container ID", id)
 		}
-		return dropNS(filepath.Join(n.cfg.Dir, name))
+		path := filepath.Join(n.cfg.Dir, name)
+		n.nf.drop(path)
+		return dropNS(path)
 	}
 	if err := n.acquire(ctx); err != nil {
 		return err
@@ -330,11 +349,15 @@ func (n *Network) RemoveTask(ctx context.Context, id string) error {
 	}
 	// Links go with the namespace. To delete them here would cost a wait for
 	// every processor each time; the kernel takes namespaces down in batches.
+	n.nf.drop(n.Path(st.task))
 	if err := errors.Join(n.dropNeighbours(st.task), dropNS(n.Path(st.task))); err != nil {
 		return fmt.Errorf("task %s: remove network: %w", name, err)
 	}
 	n.forget(st)
-	return nil
+	if len(st.task.Nets) == 0 {
+		return nil
+	}
+	return n.seal() // its address may be given to one that may do what it must not
 }
 
 // forget drops the entry of a task. st.mu is held.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -29,19 +30,26 @@ type dirt struct {
 	filters bool         // nftables
 	links   bool         // host link and sandbox
 	mounts  bool         // namespace files
-	tasks   map[int]bool // namespaces of tasks, by the sandbox's number for them
+	spaces  map[int]bool // namespaces of tasks and networks, by the gateway sandbox's number for them
+	tables  map[int]bool // those of tasks whose rules were changed
 	all     bool
 }
 
-func (d *dirt) any() bool { return d.filters || d.links || d.mounts || d.all || len(d.tasks) > 0 }
+func (d *dirt) any() bool {
+	return d.filters || d.links || d.mounts || d.all || len(d.spaces)+len(d.tables) > 0
+}
 
 func (d *dirt) merge(o dirt) {
 	d.filters, d.links = d.filters || o.filters, d.links || o.links
 	d.mounts, d.all = d.mounts || o.mounts, d.all || o.all
-	if len(o.tasks) > 0 && d.tasks == nil {
-		d.tasks = map[int]bool{}
+	if len(o.spaces) > 0 && d.spaces == nil {
+		d.spaces = map[int]bool{}
 	}
-	maps.Copy(d.tasks, o.tasks)
+	maps.Copy(d.spaces, o.spaces)
+	if len(o.tables) > 0 && d.tables == nil {
+		d.tables = map[int]bool{}
+	}
+	maps.Copy(d.tables, o.tables)
 }
 
 // A watch collects dirt.
@@ -147,7 +155,7 @@ func (w *watch) round(ctx context.Context) time.Duration {
 		w.wait = 0
 	}
 	if w.n.cfg.OnRepair != nil && (changes > 0 || err != nil) {
-		w.n.cfg.OnRepair(fmt.Sprintf("%d changes to the gateway network", changes), err)
+		w.n.cfg.OnRepair(fmt.Sprintf("%d changes to the node's networks", changes), err)
 	}
 	return rest
 }
@@ -182,7 +190,7 @@ func (w *watch) listen() ([]*monitor, error) {
 	if n.gw == nil || n.host == nil {
 		return nil, nil
 	}
-	link := n.node.HostLink()
+	link, gwPort := n.node.HostLink(), n.gwFW.port
 	var out []*monitor
 	for _, v := range []struct {
 		fd, proto int
@@ -200,7 +208,7 @@ func (w *watch) listen() ([]*monitor, error) {
 			switch {
 			case !relevantGateway(e), e.typ == unix.RTM_DELLINK && !n.known(parseLink(e.body).name):
 			case e.nsid >= 0:
-				w.mark(dirt{tasks: map[int]bool{e.nsid: true}})
+				w.mark(dirt{spaces: map[int]bool{e.nsid: true}})
 			default:
 				w.mark(dirt{links: true})
 			}
@@ -210,8 +218,12 @@ func (w *watch) listen() ([]*monitor, error) {
 				w.mark(dirt{filters: true})
 			}
 		}},
-		{n.gw.fd, unix.NETLINK_NETFILTER, []int{groupNFTables}, false, ignoreSender(n.gwFW.port), func(e event) {
-			if relevantFilter(e, link) {
+		{n.gw.fd, unix.NETLINK_NETFILTER, []int{groupNFTables}, true, ignoreSender(nfPort), func(e event) {
+			switch {
+			case e.nsid < 0 && e.port == gwPort, !relevantFilter(e, link):
+			case e.nsid >= 0:
+				w.mark(dirt{tables: map[int]bool{e.nsid: true}})
+			default:
 				w.mark(dirt{filters: true})
 			}
 		}},
@@ -243,7 +255,8 @@ func (n *Network) known(link string) bool {
 
 // mend compares the parts that may be wrong with the plan.
 func (n *Network) mend(ctx context.Context, d dirt) (int, error) {
-	if onlyMounts := d.mounts && !d.all && !d.links && !d.filters && len(d.tasks) == 0; onlyMounts && n.mountsOK() {
+	onlyMounts := d.mounts && !d.all && !d.links && !d.filters && len(d.spaces)+len(d.tables) == 0
+	if onlyMounts && n.mountsOK() {
 		return 0, nil // as after every container that starts on this host
 	}
 	n.state.Lock()
@@ -269,7 +282,7 @@ func (n *Network) mend(ctx context.Context, d dirt) (int, error) {
 	if err != nil {
 		return 0, fmt.Errorf("gateway network: %w", err)
 	}
-	if d.mounts || d.links || len(d.tasks) > 0 {
+	if d.mounts || d.links || len(d.spaces)+len(d.tables) > 0 {
 		c, err := n.mendLinks(ctx, plan, d)
 		total += c
 		if err != nil {
@@ -300,11 +313,16 @@ func (n *Network) mountsOK() bool {
 			return false
 		}
 	}
+	for num := range n.overlays {
+		if !isNS(n.sandboxPath(num)) {
+			return false
+		}
+	}
 	return isNS(n.gatewayPath())
 }
 
-// mendLinks mends host link and sandbox, and those tasks that have lost their
-// namespace file or their port, or in whose namespace something was removed.
+// mendLinks mends host link and sandboxes, and those tasks that have lost their
+// namespace file or a port, or in whose namespace something was removed.
 func (n *Network) mendLinks(ctx context.Context, plan netplan.Plan, d dirt) (int, error) {
 	total := 0
 	if d.links {
@@ -314,27 +332,93 @@ func (n *Network) mendLinks(ctx context.Context, plan netplan.Plan, d dirt) (int
 			return total, err
 		}
 	}
-	ports, err := n.gw.links("")
-	if err != nil {
-		return total, err
-	}
-	n.mu.Lock()
-	var broken []*taskState
-	for name, st := range n.tasks {
-		p, ok := ports["t"+name]
-		if !ok || d.tasks[p.peerNS] && p.peerNS >= 0 || d.mounts && !isNS(n.Path(st.task)) {
-			broken = append(broken, st)
-		}
-	}
-	n.mu.Unlock()
-	if len(broken) == 0 && !d.links {
-		return total, nil
-	}
-	c, err := n.mendTasks(ctx, broken)
+	nets := n.touchedOverlays(d)
+	c, err := n.mendSandboxes(ctx, nets, false)
 	total += c
 	if err != nil {
 		return total, err
 	}
-	c, err = n.passPorts(ctx, plan)
+	broken, tables, err := n.brokenTasks(d, nets)
+	if err != nil {
+		return total, err
+	}
+	if len(broken) > 0 || d.links || len(nets) > 0 {
+		c, err := n.mendTasks(ctx, broken)
+		total += c
+		if err != nil {
+			return total, err
+		}
+		if c, err = n.passPorts(ctx, plan); err == nil {
+			total += c
+			c, err = n.mendSandboxes(ctx, n.withOverlaysOf(nets, broken), true)
+		}
+		total += c
+		if err != nil {
+			return total, err
+		}
+	}
+	c, err = n.mendTables(ctx, tables)
 	return total + c, err
+}
+
+// touchedOverlays lists the networks in whose sandbox something was removed.
+func (n *Network) touchedOverlays(d dirt) []*overlay {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	var out []*overlay
+	for num, ov := range n.overlays {
+		if d.links || d.spaces[ov.nsid] && ov.nsid >= 0 || d.mounts && !isNS(n.sandboxPath(num)) {
+			out = append(out, ov)
+		}
+	}
+	return out
+}
+
+// withOverlaysOf adds the networks of some tasks to a list.
+func (n *Network) withOverlaysOf(list []*overlay, tasks []*taskState) []*overlay {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, st := range tasks {
+		for _, a := range st.task.Nets {
+			if ov := n.overlays[a.Network]; ov != nil && !slices.Contains(list, ov) {
+				list = append(list, ov)
+			}
+		}
+	}
+	return list
+}
+
+// brokenTasks lists the tasks whose links are to be compared, and those whose rules are. st.done says whether a task's
+// namespace is complete: with state held for writing, nobody is about to change it.
+func (n *Network) brokenTasks(d dirt, nets []*overlay) (broken, tables []*taskState, err error) {
+	ports, err := n.gw.links("")
+	if err != nil {
+		return nil, nil, err
+	}
+	inNet := map[uint64]map[string]kernelLink{}
+	for _, ov := range nets {
+		links, err := ov.space.links("")
+		if err != nil {
+			return nil, nil, err
+		}
+		inNet[ov.bare().Num] = links
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for name, st := range n.tasks {
+		p, ok := ports["t"+name]
+		bad := !ok || d.spaces[p.peerNS] && p.peerNS >= 0 || d.mounts && !isNS(n.Path(st.task))
+		for _, a := range st.task.Nets {
+			links, looked := inNet[a.Network]
+			_, there := links["t"+name]
+			bad = bad || looked && !there
+		}
+		if bad {
+			broken = append(broken, st)
+		}
+		if bad || d.tables[p.peerNS] && p.peerNS >= 0 {
+			tables = append(tables, st)
+		}
+	}
+	return broken, tables, nil
 }

@@ -119,7 +119,8 @@ func VIPChain(v VIP) Chain {
 		family = 6
 	}
 	if len(to) == 0 {
-		c.Rules = []Match{{Proto: TCP, Verb: Reset}, {Verb: Refuse}}
+		// Refused where it comes out of the loopback interface: a program is not told of a refusal on the way out.
+		c.Rules = []Match{{Verb: Mark}, {Family: family, Verb: Translate, To: []netip.AddrPort{netip.AddrPortFrom(loopback(family), 0)}}}
 		return c
 	}
 	m := Match{Family: family, Verb: Translate}
@@ -133,17 +134,30 @@ func VIPChain(v VIP) Chain {
 	return c
 }
 
+func loopback(family uint8) netip.Addr {
+	if family == 6 {
+		return netip.IPv6Loopback()
+	}
+	return netip.AddrFrom4([4]byte{127, 0, 0, 1})
+}
+
+// refuse is where connections end that go to a virtual address without a backend.
+var refuse = Chain{Name: "in", Type: "filter", Hook: "input", Priority: PrioFilter, Rules: []Match{
+	{Marked: true, Proto: TCP, Verb: Reset},
+	{Marked: true, Verb: Refuse},
+}}
+
 // TaskTable plans the rules in a task's namespace: where its resolver is, and the virtual addresses of its networks. It
 // is nil for a task that has neither.
 func TaskTable(n Node, nets Overlays, t Task) *Table {
 	if len(t.Nets) == 0 && t.DNS == (DNSPorts{}) {
 		return nil
 	}
-	return &Table{Name: n.HostLink(), Virtual: true, Chains: []Chain{taskOut(t.DNS)}, VIPs: nets.vips(t)}
+	return &Table{Name: n.HostLink(), Virtual: true, Chains: []Chain{refuse, OutChain(t.DNS)}, VIPs: nets.vips(t)}
 }
 
-// taskOut is what happens to connections that a task begins.
-func taskOut(dns DNSPorts) Chain {
+// OutChain plans what happens to connections that a task begins.
+func OutChain(dns DNSPorts) Chain {
 	c := Chain{Name: "out", Type: "nat", Hook: "output", Priority: PrioDstNAT}
 	at := netip.PrefixFrom(DNSAddr, 32)
 	for _, v := range []struct {

@@ -156,16 +156,16 @@ func Make(in Input) (Plan, error) {
 	}
 	nets := OverlaysOf(in.Overlays)
 	tasks := slices.SortedFunc(slices.Values(in.Tasks), compareTasks)
-	p := Plan{Host: HostSpace(in.Node, in.Ports), Gateway: GatewaySpace(in.Node, nets.sealed(tasks))}
+	p := Plan{Host: HostSpace(in.Node, in.Ports), Gateway: GatewaySpace(in.Node, nets.SealedAddrs(tasks))}
 	at := map[uint64]int{}
 	for i, o := range slices.SortedFunc(slices.Values(in.Overlays), func(a, b Overlay) int { return cmp.Compare(a.Num, b.Num) }) {
 		p.Overlays = append(p.Overlays, OverlaySpace(in.Node, o))
 		at[o.Num] = i
 	}
 	for _, t := range tasks {
-		p.Gateway.add(TaskPort(in.Node, t))
+		p.Gateway.Add(TaskPort(in.Node, t))
 		for _, a := range t.Nets {
-			p.Overlays[at[a.Network]].add(OverlayPort(in.Node, nets[a.Network], t, a))
+			p.Overlays[at[a.Network]].Add(OverlayPort(in.Node, nets[a.Network], t, a))
 		}
 		p.Tasks = append(p.Tasks, TaskSpace(in.Node, nets, t))
 	}
@@ -174,8 +174,8 @@ func Make(in Input) (Plan, error) {
 
 func compareTasks(a, b Task) int { return cmp.Compare(a.Name(), b.Name()) }
 
-// sealed are the gateway addresses of the tasks that must not reach anything beyond their networks.
-func (nets Overlays) sealed(tasks []Task) []netip.Addr {
+// SealedAddrs are the gateway addresses of the tasks that must not reach anything beyond their networks.
+func (nets Overlays) SealedAddrs(tasks []Task) []netip.Addr {
 	var out []netip.Addr
 	for _, t := range tasks {
 		if nets.Sealed(t) {
@@ -189,8 +189,8 @@ func (nets Overlays) sealed(tasks []Task) []netip.Addr {
 	return out
 }
 
-// add joins another part of the same namespace to s.
-func (s *Space) add(o Space) {
+// Add joins another part of the same namespace to s.
+func (s *Space) Add(o Space) {
 	s.Links = append(s.Links, o.Links...)
 	s.Addrs = append(s.Addrs, o.Addrs...)
 	s.Routes = append(s.Routes, o.Routes...)

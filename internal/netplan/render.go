@@ -162,6 +162,7 @@ var verbs = map[Verb]string{
 	Accept: "accept", Drop: "drop", Return: "return", Masquerade: "masquerade",
 	Reset: "reject with tcp reset", Refuse: "reject with icmpx port-unreachable",
 	Prohibit: "reject with icmpx admin-prohibited",
+	Mark:     fmt.Sprintf("ct mark set %#x", ConnMark),
 	Dispatch: "meta l4proto . th dport vmap @" + PortMap,
 }
 
@@ -203,6 +204,9 @@ func (m Match) String() string {
 	}
 	if m.NotTranslated {
 		say("ct status ! dnat")
+	}
+	if m.Marked {
+		say("ct direction original ct mark %#x", ConnMark)
 	}
 	if m.Proto != 0 {
 		say("meta l4proto %s", m.Proto)

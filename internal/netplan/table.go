@@ -47,6 +47,9 @@ type Chain struct {
 	Rules    []Match
 }
 
+// ConnMark is the mark of connections to a virtual address without a backend.
+const ConnMark = 0x736b6570
+
 // A Verb is what a rule does with a packet that it matches.
 type Verb uint8
 
@@ -63,6 +66,7 @@ const (
 	Refuse          // answer with ICMP port unreachable
 	Prohibit        // answer with ICMP administratively prohibited
 	Translate       // send to the only one of To; port 0 leaves the port
+	Mark            // mark its connection, and go on with the next rule
 	Virtual         // jump to the chain of the virtual address it is sent to, if any
 )
 
@@ -79,6 +83,7 @@ type Match struct {
 	NotTranslated bool         // its connection's destination has not been translated
 	Proto         Proto        // 0 is any
 	Published     bool         // to a published port
+	Marked        bool         // its connection has been marked, and it is no answer
 	Port          uint16       // sent to this port
 	SrcAny        []netip.Addr // from one of these
 	Rate          int          // at most so many packets a second; 0 is any number
@@ -192,7 +197,10 @@ func gatewayTable(n Node, sealed []netip.Addr) *Table {
 			}
 		}
 		if len(from) > 0 {
-			forward.Rules = append(forward.Rules, Match{Family: family, In: Bridge, New: true, SrcAny: from, Verb: Prohibit})
+			// A reset is never lost on its way, as an ICMP answer can be that meets its socket at work.
+			forward.Rules = append(forward.Rules,
+				Match{Family: family, In: Bridge, New: true, SrcAny: from, Proto: TCP, Verb: Reset},
+				Match{Family: family, In: Bridge, New: true, SrcAny: from, Verb: Prohibit})
 		}
 	}
 	return &Table{Name: n.HostLink(), Chains: []Chain{forward}}
