@@ -43,6 +43,8 @@ func commands() map[string]command {
 		"host":     hostCommand,
 		"registry": registryCommand,
 		"inside":   insideCommand,
+		"hunt":     huntCommand,
+		"sweep":    sweepCommand,
 	}
 }
 
