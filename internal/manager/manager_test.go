@@ -1,10 +1,13 @@
 package manager
 
 import (
+	"bytes"
 	"context"
 	"fmt"
+	"io"
 	"log/slog"
 	"net/netip"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -44,11 +47,13 @@ type testSwarm struct {
 	leading chan raftlog.Leadership
 }
 
-func newSwarm(t *testing.T) *testSwarm {
+func newSwarm(t *testing.T) *testSwarm { return newLoggedSwarm(t, io.Discard) }
+
+func newLoggedSwarm(t *testing.T, out io.Writer) *testSwarm {
 	r := replica.New()
 	s := &testSwarm{t: t, r: r, log: &memLog{r: r}, leading: make(chan raftlog.Leadership, 1)}
 	s.prop = &Proposer{Log: s.log}
-	s.m = New(Config{State: r, Proposer: s.prop, Leadership: s.leading, LeasePeriod: func() time.Duration { return 15 * time.Second }, Log: slog.New(slog.DiscardHandler)})
+	s.m = New(Config{State: r, Proposer: s.prop, Leadership: s.leading, LeasePeriod: func() time.Duration { return 15 * time.Second }, Log: slog.New(slog.NewTextHandler(out, nil))})
 	s.must(model.Change{PutCluster: &model.Cluster{IDKey: [16]byte{1}, GatewayPool: netip.MustParsePrefix("10.255.0.0/16"), GatewayULA: netip.MustParsePrefix("fd00:1::/48")}})
 	s.must(model.Change{PutNode: &model.Node{ID: 1, State: swarm.NodeStateUnknown, Spec: swarm.NodeSpec{Availability: "active", Role: "manager"},
 		Gateway6:    netip.MustParsePrefix("fd00:1:0:1::/64"),
@@ -219,6 +224,54 @@ func TestSilentNodeGoesDownAfterALease(t *testing.T) {
 			t.Errorf("after the lease: %s %q", n.State, n.Message)
 		}
 	})
+}
+
+// TestBrakeIsTold: the operator hears when the brake on mass failure takes hold and when it lets go, whichever way, also
+// when no service is concerned.
+func TestBrakeIsTold(t *testing.T) {
+	for _, how := range []string{"nodes came back", "the nodes did not come back", "the loss is accepted"} {
+		t.Run(how, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var out bytes.Buffer
+				s := newLoggedSwarm(t, &out)
+				for i := range 3 {
+					s.must(model.Change{PutNode: &model.Node{ID: model.NodeID(i + 2)}})
+				}
+				for i := range 4 {
+					s.m.NodeUp(model.NodeID(i+1), "")
+				}
+				time.Sleep(20 * time.Second)
+				synctest.Wait()
+				said := func(want int, text string) {
+					t.Helper()
+					if n := strings.Count(out.String(), "mass failure"); n != want || !strings.Contains(out.String(), text) {
+						t.Fatalf("the log says:\n%s\nwanted are %d lines, with %q", out.String(), want, text)
+					}
+				}
+				s.m.NodeDown(1, "gone")
+				synctest.Wait()
+				said(0, "")
+				s.m.NodeDown(2, "gone")
+				synctest.Wait()
+				said(1, "2 of 4 nodes went down")
+				time.Sleep(50 * time.Second)
+				synctest.Wait()
+				said(1, "")
+				switch how {
+				case "nodes came back":
+					s.m.NodeUp(1, "")
+				case "the loss is accepted":
+					c := *s.r.Snapshot().Cluster()
+					c.LossAccepted = model.Time(time.Now().UnixNano())
+					s.must(model.Change{PutCluster: &c})
+				default:
+					time.Sleep(11 * time.Second)
+				}
+				synctest.Wait()
+				said(2, how)
+			})
+		})
+	}
 }
 
 func TestFold(t *testing.T) {

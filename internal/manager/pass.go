@@ -39,6 +39,9 @@ type Planner struct {
 	downAt map[model.NodeID]model.Time
 	cache  schedule.Cache
 	log    *slog.Logger
+	// brake is that on mass failure, as it was last told of; accepted the cluster's LossAccepted then.
+	brake    *orchestrate.Brake
+	accepted model.Time
 	// What the last Plan took on, in case its batches get lost.
 	tookServices []model.ServiceID
 	tookNodes    []model.NodeID
@@ -87,6 +90,9 @@ func (p *Planner) Wait(wall model.Time, clock time.Time) time.Duration {
 	if at := p.nodes.next(); !at.IsZero() {
 		wait = min(wait, at.Sub(clock))
 	}
+	if left, ok := p.brakeEnds(wall); ok {
+		wait = min(wait, left)
+	}
 	if !p.settled(clock) {
 		wait = min(wait, p.began.Add(p.lease()).Sub(clock))
 	}
@@ -110,6 +116,7 @@ func (p *Planner) Plan(snap *state.Snapshot, wall model.Time, clock time.Time) [
 	txns := p.nodes.txns(snap, p.tookNodes)
 	txns = append(txns, p.blocks(snap)...)
 	p.observe(snap, now)
+	p.watchBrake(snap, now, clock)
 	p.tookServices = p.dirty.take(now)
 	txns = append(txns, p.plan(snap, p.tookServices, now, clock)...)
 	var out []*model.Batch

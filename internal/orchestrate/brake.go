@@ -5,7 +5,6 @@ import (
 	"slices"
 	"time"
 
-	"github.com/moby/moby/api/types/swarm"
 	"github.com/skep-swarm/skep/internal/model"
 	"github.com/skep-swarm/skep/internal/state"
 )
@@ -46,7 +45,9 @@ func Braked(snap *state.Snapshot, down map[model.NodeID]model.Time, now model.Ti
 	}
 	var since []model.Time
 	for id, at := range down {
-		if n := snap.Node(id); n != nil && n.State == swarm.NodeStateDown {
+		// Whatever the state says of it yet: a new leader learns of all nodes at once that are silent, of some of
+		// which the state knows already.
+		if snap.Node(id) != nil {
 			since = append(since, at)
 		}
 	}

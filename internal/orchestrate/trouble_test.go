@@ -131,6 +131,19 @@ func TestMassFailureIsHeldAndThenActedOn(t *testing.T) {
 			t.Errorf("after a minute %d run, %q", n, w.snap.Service(id).Notice)
 		}
 	})
+	t.Run("new leader", func(t *testing.T) {
+		// It counts anew, and the state knows of one node only that it is down.
+		w := newWorld(t, 5)
+		id := w.service(0, replicas(5))
+		w.settle()
+		w.setState(1, swarm.NodeStateDown)
+		w.obs.Down = map[model.NodeID]model.Time{1: w.now, 2: w.now, 3: w.now}
+		before := w.snap.NumTasks()
+		w.plan()
+		if w.snap.NumTasks() != before || onDown(w, id) == 0 {
+			t.Errorf("%d tasks, %d before, %d are on nodes that are down", w.snap.NumTasks(), before, onDown(w, id))
+		}
+	})
 	t.Run("accepted", func(t *testing.T) {
 		w, id := start(t)
 		c := *w.snap.Cluster()

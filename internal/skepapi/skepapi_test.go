@@ -109,6 +109,36 @@ func TestWhy(t *testing.T) {
 	}
 }
 
+// A service whose tasks the brake on mass failure holds says so, with the tasks; so does one whose planner has another
+// notice.
+func TestWhyHeld(t *testing.T) {
+	f := newFake(t)
+	f.must(model.Change{PutNode: &model.Node{ID: 2, State: swarm.NodeStateDown}})
+	for i := range uint64(4) {
+		f.must(model.Change{PutTask: &model.Task{ID: model.TaskID{Service: 1, Num: i + 1}, Slot: uint32(i + 1), Template: 1, Node: model.NodeID(1 + i%2), State: model.StateRunning, Desired: model.StateRunning}})
+	}
+	heldBack := func() (out []Reason) {
+		w, _ := get[Why](t, f, "/skep/v1/services/web/why")
+		for _, r := range w.Reasons {
+			if r.State == "held" {
+				out = append(out, r)
+			}
+		}
+		return out
+	}
+	if r := heldBack(); r != nil {
+		t.Errorf("without a notice: %+v", r)
+	}
+	f.must(model.Change{SetNotice: &model.NoticeSet{Service: 1, Text: "many nodes went down"}})
+	if r := heldBack(); len(r) != 1 || r[0].Count != 2 || len(r[0].Tasks) != 2 || r[0].Text != "many nodes went down" {
+		t.Errorf("held: %+v", r)
+	}
+	f.must(model.Change{SetNodeState: &model.NodeStateSet{Node: 2, State: swarm.NodeStateReady}})
+	if r := heldBack(); len(r) != 1 || r[0].Count != 1 || len(r[0].Tasks) != 0 {
+		t.Errorf("the notice alone: %+v", r)
+	}
+}
+
 // A slot that the restart policy has given up is told of; one that was restarted or removed is not.
 func TestWhyGivenUp(t *testing.T) {
 	f := newFake(t)

@@ -42,6 +42,9 @@ func (s *server) why(ctx context.Context, r *http.Request) (any, error) {
 	return explain(snap, svc), nil
 }
 
+// held is the state of a Reason for tasks that stay on nodes that are down, because the planner's notice says so.
+const held = "held"
+
 // explain reads it all from the state.
 func explain(snap *state.Snapshot, svc *model.Service) *Why {
 	w := &Why{Name: svc.Name()}
@@ -62,12 +65,16 @@ func explain(snap *state.Snapshot, svc *model.Service) *Why {
 			r.Tasks = append(r.Tasks, task)
 		}
 	}
-	wanted := 0
+	wanted, notice := 0, svc.Notice
 	for t := range snap.Tasks(svc.ID) {
 		if t.Desired > model.StateRunning || t.State.Terminal() {
 			continue
 		}
 		wanted++
+		if n := snap.Node(t.Node); svc.Notice != "" && n != nil && n.State == swarm.NodeStateDown {
+			add(held, svc.Notice, snap.Cluster().Namer().TaskID(t.ID))
+			notice = ""
+		}
 		if t.State == model.StateRunning {
 			w.Running++
 			continue
@@ -82,6 +89,9 @@ func explain(snap *state.Snapshot, svc *model.Service) *Why {
 			w.Desired++
 		}
 		add(t.State.String(), cmp.Or(t.Err, t.Message)+", and is not started again", snap.Cluster().Namer().TaskID(t.ID))
+	}
+	if notice != "" {
+		add(held, notice, "")
 	}
 	if svc.PortError != "" {
 		add("ports", svc.PortError, "")
