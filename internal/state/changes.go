@@ -79,6 +79,12 @@ func (w *writer) putCluster(c *model.Cluster) error {
 		if n.IDKey != old.IDKey {
 			return model.Invalidf("a cluster's identifier key cannot change")
 		}
+		if n.Incarnation < old.Incarnation {
+			return model.Stalef("the swarm is in incarnation %d already", old.Incarnation)
+		}
+		if n.Incarnation > old.Incarnation {
+			w.skipNumbers()
+		}
 		n.CreatedAt = old.CreatedAt
 		n.SpecVersion = w.stamp(old.SpecVersion)
 	} else {
@@ -89,6 +95,33 @@ func (w *writer) putCluster(c *model.Cluster) error {
 	w.s.cluster = &n
 	w.touch(model.ClusterKey())
 	return nil
+}
+
+// How many numbers a new incarnation leaves out: more than a former life can have given since the state that is
+// taken up again. Of nodes fewer, for a node's number is in its addresses.
+const (
+	skipTasks     = 1 << 24
+	skipTemplates = 1 << 24
+	skipServices  = 1 << 16
+	skipNetworks  = 1 << 12
+	skipNodes     = 1 << 10
+)
+
+// skipNumbers keeps a new incarnation from giving a number again that was given after the state that it began with:
+// nodes still hold what a former life called by it, and would take the one for the other.
+func (w *writer) skipNumbers() {
+	for _, v := range slices.Collect(w.s.Services()) {
+		n := *v
+		n.LastTask += skipTasks
+		w.s.services.Set(n.ID, &n)
+		w.touch(model.ServiceKey(n.ID))
+	}
+	w.s.lastTemplate += skipTemplates
+	w.s.lastService += skipServices
+	w.s.lastNetwork += skipNetworks
+	w.s.lastNode += skipNodes
+	w.s.payloads.lastSecret += skipServices
+	w.s.payloads.lastConfig += skipServices
 }
 
 func (w *writer) putNode(c *model.Node) error {

@@ -155,6 +155,35 @@ func TestPortsAndAddressesAreGivenOnce(t *testing.T) {
 	}
 }
 
+// TestNewIncarnationGivesNoNumberAgain: what a former life called by a number may still be on a node.
+func TestNewIncarnationGivesNoNumberAgain(t *testing.T) {
+	l := newLog(t)
+	l.must(l.service(1, "web", `{}`))
+	l.must(model.Change{PutTask: &model.Task{ID: model.TaskID{Service: 1, Num: 7}, Template: 1}})
+	c := *l.s.Cluster()
+	l.must(model.Change{PutCluster: &c})
+	if l.s.Service(1).LastTask != 7 || l.s.LastService() != 1 || l.s.LastNode() != 1 {
+		t.Error("numbers were left out without a new incarnation")
+	}
+	c.Incarnation++
+	l.must(model.Change{PutCluster: &c})
+	if err := l.apply(model.Txn{Changes: []model.Change{{PutTask: &model.Task{ID: model.TaskID{Service: 1, Num: 8}, Template: 1}}}})[0]; model.KindOf(err) != model.Conflict {
+		t.Errorf("a task's number that may be taken: %v", err)
+	}
+	if l.s.Service(1).LastTask <= 1000 || l.s.LastService() <= 1000 || l.s.LastNode() <= 1000 || l.s.LastTemplate() <= 1000 || l.s.LastNetwork() <= 1000 ||
+		l.s.LastPayload(model.KindSecret) <= 1000 || l.s.LastPayload(model.KindConfig) <= 1000 {
+		t.Error("numbers that a former life may have given are given again")
+	}
+	c.Incarnation--
+	if err := l.apply(model.Txn{Changes: []model.Change{{PutCluster: &c}}})[0]; model.KindOf(err) != model.Stale {
+		t.Errorf("an incarnation that is over: %v", err)
+	}
+	again, err := Decode(bytes.NewReader(encoded(t, l.s)))
+	if err != nil || again.LastNode() != l.s.LastNode() || again.Service(1).LastTask != l.s.Service(1).LastTask {
+		t.Errorf("after a restart: %v", err)
+	}
+}
+
 // TestAddressesAreOfTheNodesOwnBlocks: a block belongs to one node, however it gets it, and a node gives only
 // addresses of its blocks, one task at a time or many.
 func TestAddressesAreOfTheNodesOwnBlocks(t *testing.T) {
