@@ -39,7 +39,7 @@ func TestHostClockPutRight(t *testing.T) {
 func TestClockGoesOn(t *testing.T) {
 	at := func(s int64) time.Time { return time.Unix(s, 0) }
 	sec := func(s int64) model.Time { return model.Time(s * 1e9) }
-	var c clock
+	var c Clock
 	for i, step := range []struct {
 		host  time.Time
 		state model.Time

@@ -100,7 +100,7 @@ func (m *Manager) lead(ctx context.Context, l raftlog.Leadership) error {
 	defer watch.Close()
 	p := NewPlanner(snap, time.Now(), m.cfg.LeasePeriod, m.cfg.Log)
 	pause := time.Duration(0)
-	var c clock
+	var c Clock
 	for {
 		wake := sleep(p, pause, c.now(time.Now(), m.cfg.State.Snapshot().Time()))
 		select {
@@ -145,26 +145,33 @@ func sleep(p *Planner, pause time.Duration, now model.Time) *time.Timer {
 	return time.NewTimer(p.Wait(now, time.Now()))
 }
 
-// clock is the swarm's time on this leader. The state's time never goes back, so a host whose clock was ahead and
+// Clock is the swarm's time on a leader. The state's time never goes back, so a host whose clock was ahead and
 // was put right would stand still in it until the clock catches up, and every restart and rollout with it: delays count from
-// the state's time. So the swarm's time goes on by what has really passed since it was last looked at.
-type clock struct {
+// the state's time. So the swarm's time goes on by what has really passed since it was last looked at. The zero
+// value is ready; not safe for concurrent use.
+type Clock struct {
 	at   model.Time
-	read time.Time // with its monotonic part
+	read time.Time
 }
 
-// now is the swarm's time at host, not before the state's and not before an earlier answer.
-func (c *clock) now(host time.Time, state model.Time) model.Time {
-	at := max(model.Time(host.UnixNano()), state)
+// Now is the swarm's time, not before the state's and not before an earlier answer. wall and clock are as Plan takes
+// them: what the host's clock says, and the same moment on one that does not jump.
+func (c *Clock) Now(wall model.Time, clock time.Time, state model.Time) model.Time {
+	at := max(wall, state)
 	if !c.read.IsZero() {
-		at = max(at, c.at+model.Time(host.Sub(c.read)))
+		at = max(at, c.at+model.Time(clock.Sub(c.read)))
 	}
-	c.at, c.read = at, host
+	c.at, c.read = at, clock
 	return at
 }
 
+// now reads the host's clock; its monotonic part does not jump.
+func (c *Clock) now(host time.Time, state model.Time) model.Time {
+	return c.Now(model.Time(host.UnixNano()), host, state)
+}
+
 // pass plans what is dirty and proposes it. After an error everything that was planned is dirty again.
-func (m *Manager) pass(ctx context.Context, p *Planner, c *clock) error {
+func (m *Manager) pass(ctx context.Context, p *Planner, c *Clock) error {
 	snap, host := m.cfg.State.Snapshot(), time.Now()
 	for _, b := range p.Plan(snap, c.now(host, snap.Time()), host) {
 		out, err := m.cfg.Proposer.Propose(ctx, b)

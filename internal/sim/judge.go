@@ -22,12 +22,15 @@ type judge struct {
 	rolled map[model.TaskID]bool         // tasks by which a rollout replaced others
 	chain  map[model.TaskID][]model.Time // restarts that led to a task
 
+	downAt map[model.NodeID]model.Time // since when nodes are down by the log
+
 	passes, batches int // of leaders, so far
 }
 
 func newJudge(w *world) *judge {
 	return &judge{w: w, addrs: map[netip.Addr]model.TaskID{}, rests: map[netip.Addr]rest{}, freed: map[model.NodeID]netip.Addr{},
-		bases: map[[16]byte]*state.Snapshot{}, rolled: map[model.TaskID]bool{}, chain: map[model.TaskID][]model.Time{}}
+		bases: map[[16]byte]*state.Snapshot{}, rolled: map[model.TaskID]bool{}, chain: map[model.TaskID][]model.Time{},
+		downAt: map[model.NodeID]model.Time{}}
 }
 
 // step is one agreed entry.
@@ -62,8 +65,11 @@ func (j *judge) committed(before, after *state.Snapshot, b *model.Batch, out *mo
 		case model.KindService:
 			services[k.Service()] = true
 			j.ports(s)
+		case model.KindNode:
+			j.node(s, k.Node())
 		}
 	}
+	j.brake(s)
 	for _, id := range sortedKeys(services) {
 		j.slots(s, id)
 	}
@@ -146,14 +152,15 @@ func (j *judge) free(s *step, t *model.Task) {
 	if j.addrs[t.Gateway4] == t.ID {
 		delete(j.addrs, t.Gateway4)
 	}
-	j.rests[t.Gateway4] = rest{s.after.Time(), t.ID}
+	j.rests[t.Gateway4] = rest{since: s.after.Time(), task: t.ID}
 	j.freed[t.Node] = t.Gateway4
 }
 
 // rest is when an address was freed, and by whom.
 type rest struct {
-	since model.Time
-	task  model.TaskID
+	since  model.Time
+	task   model.TaskID
+	unsure bool // it may have rested for longer
 }
 
 const quarantine = model.Time(time.Minute)
@@ -180,7 +187,7 @@ func (j *judge) place(s *step, t *model.Task) {
 			}
 		}
 	}
-	if r, ok := j.rests[t.Gateway4]; ok && s.now-r.since < quarantine && j.others(s, n).IsValid() {
+	if r, ok := j.rests[t.Gateway4]; ok && !r.unsure && s.now-r.since < quarantine && j.others(s, n).IsValid() {
 		j.w.fail("law: a freed address rests for a minute while others are free: %s, freed by %s %s ago, was given to %s, and %s was free",
 			t.Gateway4, short(r.task), time.Duration(s.now-r.since), short(t.ID), j.others(s, n))
 	}
@@ -192,6 +199,7 @@ func (j *judge) place(s *step, t *model.Task) {
 			mem, cpu = mem+m, cpu+c
 		}
 	}
+	j.generic(s, t, n)
 	if have := n.Description.Resources; mem > have.MemoryBytes || cpu > have.NanoCPUs {
 		j.w.fail("law: no memory and no processor is sold twice: node %d has %d bytes and %d nanocpus, and gave %d and %d", t.Node, have.MemoryBytes, have.NanoCPUs, mem, cpu)
 	}
@@ -237,11 +245,27 @@ func reserved(s *state.Snapshot, t *model.Task) (mem, cpu int64) {
 	return r.MemoryBytes, r.NanoCPUs
 }
 
-// others is an address of the node that is neither taken nor at rest; invalid when there is none.
+// others is an address of the node that is neither taken nor at rest; invalid when there is none. What the same batch
+// gave in a transaction that was refused was taken for whoever planned it.
 func (j *judge) others(s *step, n *model.Node) netip.Addr {
+	planned := map[netip.Addr]bool{}
+	for i := range s.batch.Txns {
+		for _, c := range s.batch.Txns[i].Changes {
+			switch {
+			case c.SetTaskPlace != nil:
+				planned[c.SetTaskPlace.Gateway4] = true
+			case c.PutTask != nil:
+				planned[c.PutTask.Gateway4] = true
+			case c.PutTasks != nil:
+				for _, t := range c.PutTasks.Tasks {
+					planned[t.Gateway4] = true
+				}
+			}
+		}
+	}
 	for _, b := range n.Blocks {
 		for a := b.Masked().Addr().Next().Next(); b.Contains(a.Next()); a = a.Next() {
-			if r, ok := j.rests[a]; !s.after.AddrInUse(a) && (!ok || s.now-r.since >= quarantine) {
+			if r, ok := j.rests[a]; !s.after.AddrInUse(a) && !planned[a] && (!ok || s.now-r.since >= quarantine) {
 				return a
 			}
 		}
@@ -298,16 +322,16 @@ func (j *judge) planned(m *member, plan []*model.Batch) {
 	j.passes++
 	j.batches += len(plan)
 	const settles = model.Time(100 * time.Millisecond) // a refused transaction rests before it is planned again
-	if len(plan) > 0 || len(m.watch) > 0 || max(m.wall(), m.snap.Time())-m.refused < settles || j.w.opt.Mutation == ParallelismOff {
+	if len(plan) > 0 || len(m.watch) > 0 || m.now()-m.refused < settles || j.w.opt.Mutation == ParallelismOff {
 		return
 	}
 	full := m.planner.Afresh(m.snap)
-	if missed := full.Plan(m.snap, m.wall(), m.clock()); !onlyReasons(m.snap, missed) {
+	if missed := full.Plan(m.snap, m.now(), m.clock()); !onlyReasons(m.snap, missed) {
 		out := &model.Outcome{Results: make([]error, len(missed[0].Txns))}
 		j.w.fail("law: planning what was touched is planning everything: a pass found nothing to do, a full one does%s", describe(missed[0], out))
 		return
 	}
-	if have, want := m.planner.Wait(m.wall(), m.clock()), full.Wait(m.wall(), m.clock()); have > want && want > 0 {
+	if have, want := m.planner.Wait(m.now(), m.clock()), full.Wait(m.now(), m.clock()); have > want && want > 0 {
 		j.w.fail("law: planning what was touched is planning everything: a pass wants to be asked again in %s, a full one in %s", have, want)
 	}
 }

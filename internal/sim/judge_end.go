@@ -84,7 +84,10 @@ func (j *judge) containers(s *state.Snapshot) string {
 		for _, id := range sortedTasks(n.tasks) {
 			t, known := n.tasks[id], s.Task(id)
 			if t.running && (known == nil || known.State != model.StateRunning) {
-				return fmt.Sprintf("a container of %s runs on node %d and should not", short(id), n.num)
+				return fmt.Sprintf("a container of %s runs on node %d and should not", short(id), n.id)
+			}
+			if tpl := s.Template(templateOf(known)); t.running && tpl != nil && tpl.Task.Typed.ContainerSpec.Image != t.order.image {
+				return fmt.Sprintf("a container of %s runs %s on node %d, its template says %s", short(id), t.order.image, n.id, tpl.Task.Typed.ContainerSpec.Image)
 			}
 		}
 	}
@@ -92,11 +95,18 @@ func (j *judge) containers(s *state.Snapshot) string {
 		if t.State != model.StateRunning {
 			continue
 		}
-		if here := j.w.nodes[t.Node-1].tasks[t.ID]; here == nil || !here.running {
+		if h := j.w.host(t.Node); h == nil || h.tasks[t.ID] == nil || !h.tasks[t.ID].running {
 			return fmt.Sprintf("%s is running by the state, and no container of it runs on node %d", short(t.ID), t.Node)
 		}
 	}
 	return ""
+}
+
+func templateOf(t *model.Task) model.TemplateID {
+	if t == nil {
+		return 0
+	}
+	return t.Template
 }
 
 func (j *judge) service(s *state.Snapshot, svc *model.Service) string {

@@ -16,6 +16,7 @@ type simLog struct {
 	truth   *state.Snapshot
 	leader  *member // nil while there is none
 	term    uint64
+	era     uint64 // rises when the swarm is taken up again from an older state
 }
 
 // entry is one agreed batch.
@@ -65,6 +66,7 @@ func (l *simLog) attempt(p *proposal) {
 		p.done(nil, errUnavailable)
 		return
 	}
+	era := l.era
 	if l.leader == nil || !w.net.linked(p.from, l.leader) {
 		w.after(me, w.between(1*ms, 20*ms), func() { p.done(nil, errUnavailable) })
 		return
@@ -99,13 +101,17 @@ func (l *simLog) attempt(p *proposal) {
 	case w.fault(w.cfg.late):
 		late := w.between(100*ms, 8*second)
 		answer(w.between(50*ms, second), nil, errUnknown)
-		w.after(senderLog, agree+late, func() { l.commit(p.data) })
+		w.after(senderLog, agree+late, func() {
+			if l.era == era {
+				l.commit(p.data)
+			}
+		})
 		return
 	}
 	silent := w.fault(w.cfg.unknown)
 	w.after(senderLog, agree, func() {
 		// A leader that died meanwhile may have reached a majority or not.
-		if l.term != term && w.chance(.5) {
+		if l.era != era || l.term != term && w.chance(.5) {
 			answer(w.between(50*ms, second), nil, errUnknown)
 			return
 		}

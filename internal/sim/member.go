@@ -23,6 +23,7 @@ type member struct {
 	w     *world
 	id    int
 	alive bool
+	lost  bool   // of a former life of the swarm: it knows of nobody any more
 	life  uint64 // rises when it starts or stops: events of a former life do nothing
 	snap  *state.Snapshot
 	skew  int64 // of its clock
@@ -35,6 +36,7 @@ type member struct {
 
 	// Of a leader.
 	planner *manager.Planner
+	swarm   manager.Clock // the swarm's time, however its own clock steps
 	watch   []replica.Applied
 	base    *state.Snapshot // what the plan under way was computed from
 	passing bool
@@ -51,6 +53,9 @@ func newMember(w *world, id int) *member {
 	}
 	return m
 }
+
+// now is the swarm's time on a leader, as its loop takes it.
+func (m *member) now() model.Time { return m.swarm.Now(m.wall(), m.clock(), m.snap.Time()) }
 
 func (m *member) wall() model.Time { return epoch + model.Time(m.w.now+m.skew) }
 
@@ -95,7 +100,7 @@ func (m *member) reload() {
 // follow applies the next entry after a while, if there is one within reach.
 func (m *member) follow() {
 	w := m.w
-	if m.applying || !m.alive || m.snap.Index() >= w.log.last() || w.log.leader != m && !w.net.linked(m, w.log.leader) {
+	if m.applying || !m.alive || m.lost || m.snap.Index() >= w.log.last() || w.log.leader != m && !w.net.linked(m, w.log.leader) {
 		return
 	}
 	m.applying = true
@@ -184,7 +189,7 @@ func (m *member) lead() {
 	m.catchUp()
 	m.w.note("manager %d leads, term %d, index %d", uint64(m.id), l.term, m.snap.Index())
 	m.planner = manager.NewPlanner(m.snap, m.clock(), func() time.Duration { return time.Duration(lease) }, m.w.quiet)
-	m.watch, m.passing, m.wakes = nil, false, 0
+	m.watch, m.passing, m.wakes, m.swarm = nil, false, 0, manager.Clock{}
 	m.heard, m.up = map[model.NodeID]int64{}, map[model.NodeID]bool{}
 	m.wake(0)
 	for _, o := range m.w.members {
@@ -213,7 +218,7 @@ func (m *member) tick(life uint64) {
 			m.contact = w.now
 			for _, id := range sortedKeys(m.sessions) {
 				if s := m.sessions[id]; w.now-s.heard < lease {
-					leader.hear(model.NodeID(s.node.num))
+					leader.hear(s.node.id)
 				}
 			}
 		}
@@ -278,7 +283,7 @@ func (m *member) pass() {
 	m.watch = m.watch[len(m.watch)-held:]
 	snap := w.mut.snapshot(m.snap)
 	m.base = m.snap
-	plan := m.planner.Plan(snap, m.wall(), m.clock())
+	plan := m.planner.Plan(snap, m.now(), m.clock())
 	w.note("manager %d plans at index %d: %d batches", uint64(m.id), m.snap.Index(), uint64(len(plan)))
 	w.judge.planned(m, plan)
 	if len(plan) > 0 {
@@ -295,7 +300,7 @@ func (m *member) sleep() {
 		m.wake(ms / 10)
 		return
 	}
-	wait := int64(m.planner.Wait(m.wall(), m.clock()))
+	wait := int64(m.planner.Wait(m.now(), m.clock()))
 	if m.w.mut.forgetsTimer(m) {
 		return
 	}

@@ -101,7 +101,7 @@ func (x *mutator) reuse(m *member, b *model.Batch) {
 }
 
 func (x *mutator) forgetsTimer(m *member) bool {
-	return x.kind == LostTimer && m.planner.Wait(m.wall(), m.clock()) > 0
+	return x.kind == LostTimer && m.planner.Wait(m.now(), m.clock()) > 0
 }
 
 func (x *mutator) dropsReport(r *model.Report) bool {

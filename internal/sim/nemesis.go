@@ -63,8 +63,15 @@ func (n *nemesis) strike() {
 				w.note("manager %d: clock steps on by %d ms", uint64(m.id), uint64(step/ms), 0)
 			}
 		}
-	case p < 86:
+	case p < 84:
 		n.killContainer(host)
+	case p < 86:
+		switch {
+		case w.cfg.disasters:
+			n.recover()
+		case w.cfg.outages:
+			n.outage()
+		}
 	case p < 90:
 		w.note("manager %d reads its state back", uint64(m.id), 0, 0)
 		m.reload()

@@ -10,7 +10,7 @@ type network struct {
 type link struct{ a, b int }
 
 func (n *network) linked(a, b *member) bool {
-	if a == nil || b == nil || !a.alive || !b.alive {
+	if a == nil || b == nil || !a.alive || !b.alive || a.lost || b.lost {
 		return false
 	}
 	return a == b || !n.cut[link{min(a.id, b.id), max(a.id, b.id)}]

@@ -12,7 +12,7 @@ var errSentAway = errors.New("the node is not in this swarm any more")
 
 // errRemoved is what a manager that is not behind says to a node that it does not know.
 func errRemoved(m *member, n *node) error {
-	if m.snap.LastNode() >= model.NodeID(n.num) {
+	if m.snap.LastNode() >= n.id {
 		return errSentAway
 	}
 	return errUnavailable
@@ -21,7 +21,8 @@ func errRemoved(m *member, n *node) error {
 // node is a host with its agent: what it keeps on disk, what runs on it, and its session.
 type node struct {
 	w     *world
-	num   int
+	num   int // among the hosts there ever were
+	id    model.NodeID
 	power bool   // the host runs
 	alive bool   // and the daemon on it
 	life  uint64 // of the daemon
@@ -43,8 +44,8 @@ type node struct {
 	sentOn bool
 }
 
-func newNode(w *world, num int) *node {
-	return &node{w: w, num: num, tasks: map[model.TaskID]*task{}, isNew: map[model.TaskID]bool{}}
+func newNode(w *world, num int, id model.NodeID) *node {
+	return &node{w: w, num: num, id: id, tasks: map[model.TaskID]*task{}, isNew: map[model.TaskID]bool{}}
 }
 
 func (n *node) sender() int { return senderNode + n.num }
@@ -52,7 +53,7 @@ func (n *node) sender() int { return senderNode + n.num }
 func (n *node) start() {
 	n.power, n.alive = true, true
 	n.life++
-	n.w.note("node %d: daemon starts", uint64(n.num), 0, 0)
+	n.w.note("node %d: daemon starts", uint64(n.id), 0, 0)
 	for _, id := range sortedTasks(n.tasks) {
 		t := n.tasks[id]
 		t.prepared, t.busy = false, false
@@ -65,7 +66,7 @@ func (n *node) start() {
 func (n *node) stop() {
 	n.alive = false
 	n.life++
-	n.w.note("node %d: daemon stops", uint64(n.num), 0, 0)
+	n.w.note("node %d: daemon stops", uint64(n.id), 0, 0)
 	if n.s != nil {
 		n.s.breakOff()
 		n.s = nil
@@ -77,7 +78,7 @@ func (n *node) stop() {
 func (n *node) cutPower() {
 	n.stop()
 	n.power = false
-	n.w.note("node %d: no power", uint64(n.num), 0, 0)
+	n.w.note("node %d: no power", uint64(n.id), 0, 0)
 	for _, id := range sortedTasks(n.tasks) {
 		n.tasks[id].kill("the node was restarted")
 	}
@@ -95,6 +96,9 @@ func (n *node) call(delay int64) {
 			return
 		}
 		m := w.members[w.pick(len(w.members))]
+		if w.zombie != nil && w.chance(.4) {
+			m = w.zombie
+		}
 		again := func() {
 			n.calling = false
 			n.call(w.between(100*ms, 2*second))
@@ -130,7 +134,7 @@ func (n *node) welcomed(s *session) {
 	w := n.w
 	n.last = max(n.last, s.num)
 	n.s = s
-	w.note("node %d: session %d with manager %d", uint64(n.num), s.num, uint64(s.m.id))
+	w.note("node %d: session %d with manager %d", uint64(n.id), s.num, uint64(s.m.id))
 	// What was under way is unsaid.
 	for _, id := range n.sent {
 		n.mark(id)
@@ -163,7 +167,7 @@ func (n *node) sentAway() {
 		return
 	}
 	n.gone = true
-	n.w.note("node %d: sent away", uint64(n.num), 0, 0)
+	n.w.note("node %d: sent away", uint64(n.id), 0, 0)
 	n.stop()
 	for _, id := range sortedTasks(n.tasks) {
 		n.tasks[id].kill("sent away")
@@ -177,7 +181,7 @@ func (n *node) take(s *session, a assignments) {
 		return
 	}
 	if a.at.before(n.applied) {
-		n.w.note("node %d: refuses index %d, has applied %d", uint64(n.num), a.at.index, n.applied.index)
+		n.w.note("node %d: refuses index %d, has applied %d", uint64(n.id), a.at.index, n.applied.index)
 		s.breakOff()
 		return
 	}
@@ -206,7 +210,7 @@ func (n *node) assign(o order) {
 	if t == nil {
 		t = newTask(n, o)
 		n.tasks[o.id] = t
-		n.w.note("node %d: gets t%d.%d", uint64(n.num), uint64(o.id.Service), o.id.Num)
+		n.w.note("node %d: gets t%d.%d", uint64(n.id), uint64(o.id.Service), o.id.Num)
 		t.drive()
 		return
 	}
@@ -235,7 +239,7 @@ func (n *node) report() {
 	if s == nil || n.sentOn || len(n.dirty) == 0 {
 		return
 	}
-	r := &model.Report{Node: model.NodeID(n.num), Session: s.num}
+	r := &model.Report{Node: n.id, Session: s.num}
 	n.sent, n.dirty = n.dirty, nil
 	clear(n.isNew)
 	for _, id := range n.sent {

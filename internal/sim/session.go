@@ -128,7 +128,7 @@ func (m *member) welcome(n *node, last uint64, applied place, life uint64, answe
 			w.after(m.sender(), 50*ms, try)
 			return
 		}
-		known := m.snap.Node(model.NodeID(n.num))
+		known := m.snap.Node(n.id)
 		if known == nil {
 			answer(nil, errRemoved(m, n))
 			return
@@ -150,7 +150,7 @@ func (s *session) complete() {
 	snap := s.m.snap
 	a := assignments{at: placeOf(snap), complete: true}
 	s.told = map[model.TaskID]told{}
-	for t := range snap.TasksOnNode(model.NodeID(s.node.num)) {
+	for t := range snap.TasksOnNode(s.node.id) {
 		s.add(&a, snap, t)
 	}
 	s.sentAt = a.at
@@ -184,7 +184,7 @@ func (s *session) touched(a replica.Applied) {
 		s.complete()
 		return
 	}
-	id := model.NodeID(s.node.num)
+	id := s.node.id
 	for _, k := range a.Outcome.Touched {
 		if k.Kind == model.KindNode && k.Node() == id && a.After.Node(id) == nil {
 			s.tell(func() { s.node.sentAway() })
@@ -212,7 +212,7 @@ func (s *session) changed() {
 	snap := s.m.snap
 	a := assignments{at: placeOf(snap)}
 	for _, id := range sortedTasks(s.due) {
-		if t := snap.Task(id); t != nil && t.Node == model.NodeID(s.node.num) {
+		if t := snap.Task(id); t != nil && t.Node == s.node.id {
 			s.add(&a, snap, t)
 		} else if _, ok := s.told[id]; ok {
 			delete(s.told, id)

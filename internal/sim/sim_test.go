@@ -6,6 +6,7 @@ import (
 	"os"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -91,5 +92,13 @@ func TestSoak(t *testing.T) {
 	}
 	began := time.Now()
 	first := uint64(began.UnixNano())
-	runSeeds(t, func(uint64) bool { return time.Since(began) < *soakFlag }, first)
+	var n atomic.Int64
+	steps, virtual := runSeeds(t, func(uint64) bool {
+		goOn := time.Since(began) < *soakFlag
+		if goOn {
+			n.Add(1)
+		}
+		return goOn
+	}, first)
+	t.Logf("%d seeds from %d on, %d events, %s of cluster time", n.Load(), first, steps, virtual.Round(time.Hour))
 }

@@ -22,6 +22,7 @@ func (w *world) setUp() {
 		return
 	}
 	c.Spec = spec
+	w.lives = c.Incarnation
 	w.commitNow("init", model.Change{PutCluster: c})
 	for i := range w.cfg.members {
 		m := newMember(w, i+1)
@@ -55,13 +56,24 @@ func (w *world) join() {
 	n.Description.Hostname = fmt.Sprintf("node-%d", id)
 	n.Description.Platform = swarm.Platform{Architecture: "x86_64", OS: "linux"}
 	n.Description.Resources = swarm.Resources{NanoCPUs: 4e9, MemoryBytes: 1 << 30}
+	n.Description.Resources.GenericResources = w.generics()
 	if w.cfg.smallBlocks {
 		n.Blocks = w.smallBlock()
 	}
 	w.commitNow("join", model.Change{PutNode: n})
-	host := newNode(w, int(id))
+	host := newNode(w, len(w.nodes)+1, id)
 	w.nodes = append(w.nodes, host)
 	host.start()
+}
+
+// host is the one that is a node of the swarm; nil when there is none.
+func (w *world) host(id model.NodeID) *node {
+	for _, n := range w.nodes {
+		if n.id == id {
+			return n
+		}
+	}
+	return nil
 }
 
 // smallBlock is a free block of few addresses, or nothing when there is none left.

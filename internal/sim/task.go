@@ -139,7 +139,7 @@ func (t *task) step() {
 		return
 	}
 	if next.State < before.State || before.State.Terminal() && next.State != before.State {
-		n.w.fail("law: a state never goes back: node %d took %s from %s to %s", n.num, short(t.id), before.State, next.State)
+		n.w.fail("law: a state never goes back: node %d took %s from %s to %s", n.id, short(t.id), before.State, next.State)
 	}
 	if next.State >= model.StateReady {
 		t.prepared = true
@@ -171,7 +171,7 @@ func (t *task) Start(context.Context) (int, error) {
 		return 0, errors.New("no such command")
 	}
 	t.running, t.exited = true, false
-	w.note("t%d.%d: container starts on node %d", uint64(t.id.Service), t.id.Num, uint64(t.n.num))
+	w.note("t%d.%d: container starts on node %d", uint64(t.id.Service), t.id.Num, uint64(t.n.id))
 	w.judge.started(t)
 	switch b := behaviour(t.order.image); {
 	case b == imageCrash, b == imageFlaky && w.fault(.5):

@@ -136,7 +136,7 @@ func describeChange(c *model.Change) string {
 	case c.SetNotice != nil:
 		return fmt.Sprintf("service %d: notice %q", c.SetNotice.Service, c.SetNotice.Text)
 	case c.PutCluster != nil:
-		return "swarm init"
+		return fmt.Sprintf("swarm: incarnation %d", c.PutCluster.Incarnation)
 	}
 	return "…"
 }

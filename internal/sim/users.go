@@ -80,6 +80,8 @@ func (u *users) act() {
 		u.steer(m, id)
 	case pick < 75:
 		u.history(m)
+	case pick < 76 && u.manyDown(m):
+		u.acceptLoss(m)
 	case pick < 78:
 		u.revise(m, id, "force", func(s *swarm.ServiceSpec) { s.TaskTemplate.ForceUpdate++ })
 	default:
@@ -133,6 +135,9 @@ func (u *users) create(m *member) {
 	}
 	if w.chance(.4) {
 		s.TaskTemplate.Resources = &swarm.ResourceRequirements{Reservations: &swarm.Resources{MemoryBytes: 1 << (25 + w.rng.IntN(4)), NanoCPUs: int64(w.rng.IntN(3)) * 5e8}}
+	}
+	if w.chance(.2) {
+		u.reserveGeneric(&s)
 	}
 	if w.chance(.3) {
 		s.TaskTemplate.Placement = &swarm.Placement{Constraints: []string{fmt.Sprintf("node.labels.zone==%d", w.rng.IntN(2))}}
@@ -308,6 +313,41 @@ func (u *users) history(m *member) {
 	u.write(m, "history limit", []model.Guard{{Key: model.ClusterKey(), Group: model.GroupSpec, Version: c.SpecVersion}}, model.Change{PutCluster: &c})
 }
 
+func (u *users) manyDown(m *member) bool {
+	down := 0
+	for n := range m.snap.Nodes() {
+		if n.State == swarm.NodeStateDown {
+			down++
+		}
+	}
+	return down > 1
+}
+
+// acceptLoss says that nodes that are down are lost.
+func (u *users) acceptLoss(m *member) {
+	c := *m.snap.Cluster()
+	c.LossAccepted = max(m.wall(), m.snap.Time())
+	u.write(m, "accept loss", []model.Guard{{Key: model.ClusterKey(), Group: model.GroupSpec, Version: c.SpecVersion}}, model.Change{PutCluster: &c})
+}
+
+// missing removes nodes that the state knows and that are gone for good: a swarm that was taken up again from an
+// older state may have some.
+func (u *users) missing() {
+	w := u.w
+	m := w.log.leader
+	if m == nil {
+		w.after(senderUser, second, u.missing)
+		return
+	}
+	for n := range m.snap.Nodes() {
+		if h := w.host(n.ID); h == nil || h.gone {
+			u.write(m, "remove node", nil, model.Change{DeleteNode: n.ID})
+			w.after(senderUser, second, u.missing)
+			return
+		}
+	}
+}
+
 // node changes some node: drain, pause, activate, another label; or it removes one that is down.
 func (u *users) node(m *member) {
 	w := u.w
@@ -352,6 +392,7 @@ func (u *users) mend() {
 		return
 	}
 	todo := false
+	u.missing()
 	for s := range m.snap.Services() {
 		job := s.JobIteration != 0
 		image := behaviour(s.Spec().TaskTemplate.ContainerSpec.Image)

@@ -70,6 +70,8 @@ type world struct {
 	faults  *nemesis
 	judge   *judge
 	net     network
+	zombie  *member // of a former life, that still serves nodes; usually nil
+	lives   uint64  // of the swarm: the highest incarnation so far
 	quiet   *slog.Logger
 
 	trace   trace
@@ -204,6 +206,8 @@ type config struct {
 	smallBlocks               bool // nodes own few addresses
 	trouble                   float64
 	slowStop                  float64
+	disasters                 bool // the swarm is taken up again from an older state
+	outages                   bool // many hosts lose power at once
 	even                      bool // nothing is left to chance: for comparing two histories
 }
 
@@ -227,5 +231,6 @@ func newConfig(r *rand.Rand) config {
 	c.steps = r.IntN(3) == 0
 	c.smallBlocks = r.IntN(2) == 0
 	c.trouble, c.slowStop = pick(.4), pick(.3)
+	c.disasters, c.outages = r.IntN(4) == 0, r.IntN(3) == 0
 	return c
 }
