@@ -208,11 +208,19 @@ func (c *cli) lint(cmd *cobra.Command, l *listing, opt compose.Options, strict b
 	for _, p := range problems {
 		found = append(found, finding{"error", p.File, p.Line, p.Col, "", "", p.Text})
 	}
+	var warnings []compose.Warning
 	if stack != nil {
-		for _, w := range stack.Warnings {
-			found = append(found, finding{"warning", w.File, w.Line, w.Col, w.Service, w.Key, w.Text})
-		}
+		warnings = stack.Warnings
+	} else {
+		// What was read may say why it is wrong, as a variable that is not set does.
+		_, warnings, _ = compose.Render(cmd.Context(), os.DirFS("/"), opt)
 	}
+	for _, w := range warnings {
+		found = append(found, finding{"warning", w.File, w.Line, w.Col, w.Service, w.Key, w.Text})
+	}
+	slices.SortStableFunc(found, func(a, b finding) int {
+		return cmp.Or(cmp.Compare(a.File, b.File), cmp.Compare(a.Line, b.Line), cmp.Compare(a.Column, b.Column))
+	})
 	if err := printFindings(cmd.OutOrStdout(), l, found, stack); err != nil {
 		return err
 	}

@@ -3,7 +3,6 @@ package compose
 import (
 	"fmt"
 	"maps"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -370,15 +369,4 @@ func cloneSub(m dict, key string) dict {
 // dropEmpty removes what says nothing.
 func dropEmpty(m dict) {
 	maps.DeleteFunc(m, func(_ string, v any) bool { return v == nil })
-}
-
-// uniq removes later copies.
-func uniq(l []string) []string {
-	var out []string
-	for _, s := range l {
-		if !slices.Contains(out, s) {
-			out = append(out, s)
-		}
-	}
-	return out
 }

@@ -7,8 +7,6 @@ import (
 	"strings"
 	"unicode"
 	"unicode/utf8"
-
-	"github.com/compose-spec/compose-go/v2/dotenv"
 )
 
 // env reads a service's env files into its environment, whose own entries win, and fills in
@@ -79,13 +77,17 @@ func (c canon) envFile(v any, at []string) dict {
 	if format == "raw" {
 		return c.rawEnv(c.l.shown(c.d, name), data)
 	}
-	vars, err := dotenv.ParseWithLookup(bytes.NewReader(data), c.d.lookup)
-	if err != nil {
-		c.fail(at, "env file %s: %v", name, err)
+	return c.dotenv(name, data)
+}
+
+func (c canon) dotenv(name string, data []byte) dict {
+	vars, err := c.l.dotenv(c.l.shown(c.d, name), data, c.d.lookup)
+	if p, ok := AsProblems(err); ok {
+		c.l.problems = append(c.l.problems, p...)
 	}
 	out := dict{}
-	for k, x := range vars {
-		out[k] = x
+	for k, v := range vars {
+		out[k] = v
 	}
 	return out
 }
@@ -138,13 +140,7 @@ func (c canon) labelFiles(m dict, at []string) {
 			c.fail(append(at, fmt.Sprint(i)), "label file %s: %v", text(f), explainRead(err))
 			continue
 		}
-		vars, err := dotenv.ParseWithLookup(bytes.NewReader(data), c.d.lookup)
-		if err != nil {
-			c.fail(append(at, fmt.Sprint(i)), "label file %s: %v", text(f), err)
-		}
-		for k, v := range vars {
-			out[k] = v
-		}
+		maps.Copy(out, c.dotenv(text(f), data))
 	}
 	maps.Copy(out, sub(m, "labels"))
 	m["labels"] = out

@@ -31,7 +31,7 @@ func (l *loader) selectProfiles(m *model, on []string) {
 func (l *loader) check(m *model) {
 	services := sub(m.value, "services")
 	if len(services) == 0 {
-		l.problems.add(m.at("", ""), "the file has no service that is on: add one under `services:`, or switch a profile on")
+		l.problems.add(Pos{File: l.opt.Files[0]}, "the file has no service that is on: add one under `services:`, or switch a profile on")
 	}
 	for _, name := range sorted(services) {
 		svc := sub(services, name)
@@ -174,7 +174,7 @@ func (l *loader) checkCycles(m *model, services dict) {
 func (l *loader) checkTop(m *model) {
 	for _, k := range []string{"models", "jobs"} {
 		for name := range sub(m.value, k) {
-			l.warn(m.at("", ""), "", k+"."+name, "is ignored: a swarm has no %s; use a service", k)
+			l.warn(m.at(k, name), "", k+"."+name, "is ignored: a swarm has no %s; use a service", k)
 		}
 	}
 	for _, name := range sorted(sub(m.value, "volumes")) {

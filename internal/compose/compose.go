@@ -28,10 +28,11 @@ import (
 const (
 	MaxFileBytes    = 4 << 20 // one Compose or env file
 	MaxDataBytes    = 1000 << 10
-	MaxFiles        = 200     // all that one Load opens
-	MaxIncludeDepth = 16      // include in include, extends of extends
-	MaxNodes        = 200_000 // YAML values after aliases are followed, all files together
-	MaxDepth        = 64      // nesting of YAML values
+	MaxFiles        = 200      // all that one Load opens
+	MaxIncludeDepth = 16       // include in include
+	MaxNodes        = 200_000  // YAML values after aliases are followed, all files together
+	MaxDepth        = 64       // nesting of YAML values
+	MaxTextBytes    = 32 << 20 // all texts of the values
 	MaxServices     = 5000
 )
 

@@ -45,7 +45,7 @@ func (c *converter) service(name string, m dict) swarm.ServiceSpec {
 	}
 	labels := c.scope.labels(textMap(deploy, "labels"))
 	labels[labelImage] = image
-	if deps := c.dependsOn(name, sub(m, "depends_on")); deps != "" {
+	if deps := c.dependsOn(name, sub(m, "depends_on")); deps != "" && labels[LabelDependsOn] == "" {
 		labels[LabelDependsOn] = deps
 	}
 	mode := c.mode(name, m, deploy)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"flag"
+	"io/fs"
 	"os"
 	"path"
 	"path/filepath"
@@ -243,4 +244,20 @@ func yamlValue(t *testing.T, data []byte) map[string]any {
 		t.Fatalf("%v\n%s", err, data)
 	}
 	return v
+}
+
+func osDir(dir string) fs.FS { return os.DirFS(dir) }
+
+// readSampleFile are the texts of a sample's files.
+func readSampleFile(t testing.TB, file string) []string {
+	t.Helper()
+	a, err := txtar.ParseFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out []string
+	for _, f := range a.Files {
+		out = append(out, string(f.Data))
+	}
+	return out
 }

@@ -26,8 +26,8 @@ func (x *extender) extend(m *model, d *doc, name string, steps []string) {
 	key := "services/" + name
 	pos := m.at("services", name, "extends")
 	step := name + " in " + d.name
-	if slices.Contains(steps, step) || len(steps) > MaxIncludeDepth {
-		x.l.problems.add(pos, "service %s: extends goes round in a circle or deeper than %d: %s", name, MaxIncludeDepth, strings.Join(append(steps, step), " extends "))
+	if slices.Contains(steps, step) {
+		x.l.problems.add(pos, "service %s: extends goes round in a circle: %s: remove one", name, strings.Join(append(steps, step), " extends "))
 		return
 	}
 	file, baseName := "", text(ext)

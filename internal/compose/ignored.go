@@ -43,6 +43,7 @@ func ignoredKeys() map[string]string {
 		"oom_kill_disable":    "is ignored: a task over its memory limit is killed",
 		"annotations":         "is ignored: use labels",
 		"attach":              "is ignored: read logs with service logs",
+		"pull_refresh_after":  "is ignored: see pull_policy",
 		"pull_policy":         "is ignored: the image's digest is pinned at deploy; see --resolve-image",
 		"develop":             "is ignored: it is for work on one machine",
 		"models":              "is ignored: a swarm has no models; use a service",

@@ -22,7 +22,9 @@ type origin struct {
 func newModel() *model { return &model{value: dict{}, origins: map[string][]origin{}} }
 
 // sections are the parts of a file that hold named entries.
-func sections() []string { return []string{"services", "networks", "volumes", "secrets", "configs"} }
+func sections() []string {
+	return []string{"services", "networks", "volumes", "secrets", "configs", "models", "jobs"}
+}
 
 // modelOf is the model of one document in its long form.
 func modelOf(d *doc, value dict) *model {
@@ -62,10 +64,6 @@ func (m *model) add(over *model, resets [][]string) {
 		m.name = over.name
 	}
 	for k, v := range over.value {
-		if !slices.Contains(sections(), k) {
-			m.value[k] = mergeValue([]string{k}, m.value[k], v)
-			continue
-		}
 		m.value[k] = mergeValue([]string{k}, m.value[k], v)
 	}
 	for k, o := range over.origins {
@@ -126,7 +124,10 @@ func mergeValue(path []string, a, b any) any {
 
 // replaced names the values that a later file replaces as a whole.
 func replaced(path []string, a, b any) bool {
-	if len(path) < 3 || path[0] != "services" {
+	if path[0] != "services" {
+		return len(path) == 2 && slices.Contains(sections(), path[0]) // a network, volume, secret or config
+	}
+	if len(path) < 3 {
 		return false
 	}
 	switch strings.Join(path[2:], "/") {

@@ -92,14 +92,19 @@ func (b *builder) fail(n *yaml.Node, format string, args ...any) {
 	b.l.problems.add(b.d.pos(n), format, args...)
 }
 
+// tooMuch reports a bound that was hit, once.
+func (b *builder) tooMuch(n *yaml.Node, format string, args ...any) {
+	if !b.full {
+		b.fail(n, format, args...)
+	}
+	b.full = true
+}
+
 // value is what a node says; ok is false when it says that there is nothing.
 func (b *builder) value(n *yaml.Node, path []string, depth int) (v any, ok bool) {
 	b.l.nodes++
 	if b.full || b.l.nodes > MaxNodes || depth > MaxDepth {
-		if !b.full {
-			b.fail(n, "the file holds more than %d values or nests them more than %d deep once its aliases are followed", MaxNodes, MaxDepth)
-		}
-		b.full = true
+		b.tooMuch(n, "the file holds more than %d values or nests them more than %d deep once its aliases are followed", MaxNodes, MaxDepth)
 		return nil, true
 	}
 	switch n.Kind {
@@ -205,6 +210,10 @@ func (b *builder) scalar(n *yaml.Node, path []string) any {
 
 // text fills in variables and makes a number or boolean of the result where one belongs.
 func (b *builder) text(n *yaml.Node, path []string) any {
+	if b.l.filled += len(n.Value); b.l.filled > MaxTextBytes {
+		b.tooMuch(n, "the texts of the file are longer than %d MiB once its aliases are followed", MaxTextBytes>>20)
+		return ""
+	}
 	if b.l.opt.SkipInterpolation {
 		return n.Value
 	}
@@ -216,6 +225,7 @@ func (b *builder) text(n *yaml.Node, path []string) any {
 		b.fail(n, "%s: %v", strings.Join(path, "."), err)
 		return ""
 	}
+	b.l.filled += len(s) - len(n.Value)
 	for _, c := range b.casts {
 		if !c.at(path) {
 			continue

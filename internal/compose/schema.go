@@ -26,13 +26,9 @@ func (l *loader) validate(d *doc) error {
 	if detailErr != nil || len(all) == 0 {
 		return Problems{{d.at(), err.Error()}}
 	}
-	keys, serviceKeys := schemaKeys()
+	keys := schemaKeys()
 	for _, e := range all {
-		known := keys
-		if len(e.InstanceLocation) >= 2 && len(e.InstanceLocation) <= 3 && e.InstanceLocation[0] == "services" {
-			known = serviceKeys
-		}
-		l.schemaProblem(d, e, known)
+		l.schemaProblem(d, e, keys)
 	}
 	return l.problems.err()
 }
@@ -136,7 +132,7 @@ func eitherType(a, b *jsonschema.ValidationError) *jsonschema.ValidationError {
 	return &joined
 }
 
-func (l *loader) schemaProblem(d *doc, e *jsonschema.ValidationError, known []string) {
+func (l *loader) schemaProblem(d *doc, e *jsonschema.ValidationError, known keyNames) {
 	at := strings.Join(e.InstanceLocation, ".")
 	pos := d.at(e.InstanceLocation...)
 	switch k := e.ErrorKind.(type) {
@@ -146,7 +142,7 @@ func (l *loader) schemaProblem(d *doc, e *jsonschema.ValidationError, known []st
 		}
 	case *kind.FalseSchema:
 		// A known key is here when its value is wrong, which is reported by itself.
-		if n := len(e.InstanceLocation); n > 0 && !slices.Contains(known, e.InstanceLocation[n-1]) {
+		if n := len(e.InstanceLocation); n > 0 && !slices.Contains(known.at(e.InstanceLocation), e.InstanceLocation[n-1]) {
 			l.unknownKey(d, e.InstanceLocation, known)
 		}
 	case *kind.Type:
@@ -166,14 +162,15 @@ func (l *loader) schemaProblem(d *doc, e *jsonschema.ValidationError, known []st
 	}
 }
 
-func (l *loader) unknownKey(d *doc, path, known []string) {
+func (l *loader) unknownKey(d *doc, path []string, keys keyNames) {
 	key := path[len(path)-1]
+	known := slices.DeleteFunc(slices.Clone(keys.at(path)), func(k string) bool { return k == key })
 	in := strings.Join(path[:len(path)-1], ".")
 	if in == "" {
 		in = "the file"
 	}
 	advice := "remove it, or name it x-" + key + " to keep it as a note"
-	if m := meant(key, known); m != "" && m != key {
+	if m := meant(key, known); m != "" {
 		advice = "did you mean " + m + "?"
 	}
 	l.problems.add(d.at(path...), "unknown key %s in %s: %s", key, in, advice)
@@ -217,24 +214,35 @@ func listed(values []any) string {
 	return strings.Join(out, ", ")
 }
 
-// schemaKeys are the names that the schema knows: all, and those of a service.
-func schemaKeys() (all, service []string) {
+// keyNames are the names that the schema knows: at the top of a file, in a service, and all.
+type keyNames struct{ top, service, all []string }
+
+// at are those that a key at a path may have been meant to be.
+func (k keyNames) at(path []string) []string {
+	switch {
+	case len(path) == 1:
+		return k.top
+	case len(path) == 3 && path[0] == "services":
+		return k.service
+	}
+	return k.all
+}
+
+func schemaKeys() keyNames {
 	var root struct {
 		Properties map[string]any
 		Defs       map[string]any `json:"$defs"`
 	}
 	if err := json.Unmarshal([]byte(schema.Schema), &root); err != nil {
-		return nil, nil
+		return keyNames{}
 	}
 	set := map[string]bool{}
 	var walk func(v any)
 	walk = func(v any) {
 		switch v := v.(type) {
 		case dict:
-			if p, ok := v["properties"].(dict); ok {
-				for k := range p {
-					set[k] = true
-				}
+			for k := range sub(v, "properties") {
+				set[k] = true
 			}
 			for _, x := range v {
 				walk(x)
@@ -246,15 +254,9 @@ func schemaKeys() (all, service []string) {
 		}
 	}
 	walk(root.Defs)
-	for k := range root.Properties {
-		set[k] = true
-	}
+	out := keyNames{top: sorted(root.Properties), all: sorted(set)}
 	for _, d := range []string{"service", "container_spec", "workload_spec"} {
-		if m, ok := root.Defs[d].(dict); ok {
-			if p, ok := m["properties"].(dict); ok {
-				service = slices.AppendSeq(service, maps.Keys(p))
-			}
-		}
+		out.service = append(out.service, sorted(sub(sub(root.Defs, d), "properties"))...)
 	}
-	return slices.Sorted(maps.Keys(set)), service
+	return out
 }

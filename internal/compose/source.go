@@ -1,7 +1,6 @@
 package compose
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -10,8 +9,6 @@ import (
 	"maps"
 	"path"
 	"strings"
-
-	"github.com/compose-spec/compose-go/v2/dotenv"
 )
 
 // loader is one Load: what it may read, what it has counted, what it has found.
@@ -23,6 +20,7 @@ type loader struct {
 	vars     map[string]string // Options.Env over env files
 	opened   int
 	nodes    int
+	filled   int // bytes of all texts
 	problems Problems
 	warnings []Warning
 }
@@ -54,7 +52,7 @@ func (l *loader) variables(dir string, files []string, env map[string]string) (m
 		if err != nil {
 			return nil, fmt.Errorf("env file %s: %w", f, explainRead(err))
 		}
-		vars, err := dotenv.ParseWithLookup(bytes.NewReader(bytes.TrimPrefix(data, []byte("\xef\xbb\xbf"))), func(k string) (string, bool) {
+		vars, err := l.dotenv(l.brief(f), data, func(k string) (string, bool) {
 			if v, ok := env[k]; ok {
 				return v, true
 			}
@@ -62,12 +60,20 @@ func (l *loader) variables(dir string, files []string, env map[string]string) (m
 			return v, ok
 		})
 		if err != nil {
-			return nil, fmt.Errorf("env file %s: %w", f, err)
+			return nil, err
 		}
 		maps.Copy(out, vars)
 	}
 	maps.Copy(out, env)
 	return out, nil
+}
+
+// brief is a path as messages show it: without the working directory.
+func (l *loader) brief(p string) string {
+	if rest, ok := strings.CutPrefix(p, path.Join("/", l.opt.Dir)+"/"); ok {
+		return rest
+	}
+	return p
 }
 
 // abs resolves a path against a directory.

@@ -38,7 +38,10 @@ func (t template) fillDepth(s string, depth int) (string, error) {
 	var out strings.Builder
 	for {
 		i := strings.IndexByte(s, '$')
-		if i < 0 || out.Len() > MaxFileBytes {
+		if out.Len() > MaxFileBytes {
+			return "", fmt.Errorf("with its variables filled in it is larger than %d KiB", MaxFileBytes>>10)
+		}
+		if i < 0 {
 			out.WriteString(s)
 			return out.String(), nil
 		}
