@@ -110,6 +110,10 @@ type taskRow struct {
 	ID, Name, Image, Node, DesiredState, CurrentState, Error, Ports string
 }
 
+func taskColumns() []string {
+	return []string{"ID", "NAME", "IMAGE", "NODE", "DESIRED STATE", "CURRENT STATE", "ERROR", "PORTS"}
+}
+
 func (c *cli) servicePs() *cobra.Command {
 	var l listing
 	var filter []string
@@ -130,7 +134,7 @@ func (c *cli) servicePs() *cobra.Command {
 			if err != nil {
 				return c.explain(err)
 			}
-			return l.print(cmd.OutOrStdout(), []string{"ID", "NAME", "IMAGE", "NODE", "DESIRED STATE", "CURRENT STATE", "ERROR", "PORTS"}, rows)
+			return l.print(cmd.OutOrStdout(), taskColumns(), rows)
 		},
 	}
 	l.flags(cmd)

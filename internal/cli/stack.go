@@ -18,7 +18,7 @@ import (
 
 func (c *cli) stack() *cobra.Command {
 	cmd := &cobra.Command{Use: "stack", Aliases: []string{"stacks"}, Short: "Work with stacks: services that are deployed together from a Compose file"}
-	cmd.AddCommand(c.stackConfig(), c.stackLint())
+	cmd.AddCommand(c.stackDeploy(), c.stackLs(), c.stackPs(), c.stackServices(), c.stackRm(), c.stackConfig(), c.stackLint(), c.stackDiff(), c.stackHistory(), c.stackRollback())
 	return cmd
 }
 

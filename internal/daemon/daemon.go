@@ -181,7 +181,7 @@ func newAPI(h *host, m *member, listeners []net.Listener, below func() error) *a
 		Version:           dockerapi.Version{Version: h.cfg.Version, GitCommit: h.cfg.Commit},
 	})
 	mux := http.NewServeMux()
-	mux.Handle("/skep/", skepapi.New(b))
+	mux.Handle("/skep/", skepapi.New(b, docker))
 	mux.Handle("/", docker)
 	if h.cfg.Debug || h.cfg.LogLevel == "debug" {
 		mux.HandleFunc("GET /debug/pprof/", pprof.Index)

@@ -54,33 +54,35 @@ type Guard struct {
 
 // Change is one change; exactly one field is set.
 type Change struct {
-	PutCluster     *Cluster        `cbor:"1,keyasint,omitempty"` // the whole object; versions are Apply's
-	PutNode        *Node           `cbor:"2,keyasint,omitempty"` // creates a node
-	SetNodeSpec    *NodeSpecSet    `cbor:"3,keyasint,omitempty"`
-	SetNodeDesc    *NodeDescSet    `cbor:"4,keyasint,omitempty"`
-	SetNodeState   *NodeStateSet   `cbor:"5,keyasint,omitempty"`
-	SetNodeBlocks  *NodeBlocksSet  `cbor:"6,keyasint,omitempty"`
-	DeleteNode     NodeID          `cbor:"7,keyasint,omitempty"`
-	NewRevision    *NewRevision    `cbor:"8,keyasint,omitempty"` // creates a service when it has no revision yet
-	DeleteService  ServiceID       `cbor:"9,keyasint,omitempty"`
-	SetUpdate      *UpdateSet      `cbor:"10,keyasint,omitempty"`
-	SetPorts       *PortsSet       `cbor:"11,keyasint,omitempty"`
-	PutTask        *Task           `cbor:"12,keyasint,omitempty"` // creates a task
-	SetTaskDesired *TaskDesiredSet `cbor:"13,keyasint,omitempty"`
-	SetTaskPlace   *TaskPlaceSet   `cbor:"14,keyasint,omitempty"`
-	SetTaskStatus  *TaskStatusSet  `cbor:"15,keyasint,omitempty"` // the manager's: pending reasons, orphaned
-	DeleteTask     *TaskID         `cbor:"16,keyasint,omitempty"`
-	Report         *Report         `cbor:"17,keyasint,omitempty"` // an agent's
-	PutNetwork     *Network        `cbor:"18,keyasint,omitempty"`
-	DeleteNetwork  NetworkID       `cbor:"19,keyasint,omitempty"`
-	PutImage       *Image          `cbor:"20,keyasint,omitempty"`
-	DeleteImage    string          `cbor:"21,keyasint,omitempty"`
-	SetNotice      *NoticeSet      `cbor:"22,keyasint,omitempty"`
-	PutTasks       *TasksPut       `cbor:"23,keyasint,omitempty"` // creates many tasks of one service
-	SetVIPs        *VIPsSet        `cbor:"24,keyasint,omitempty"`
-	PutPayload     *Payload        `cbor:"40,keyasint,omitempty"` // creates a secret or a config
-	SetPayload     *PayloadSet     `cbor:"41,keyasint,omitempty"`
-	DeletePayload  *Key            `cbor:"42,keyasint,omitempty"`
+	PutCluster     *Cluster          `cbor:"1,keyasint,omitempty"` // the whole object; versions are Apply's
+	PutNode        *Node             `cbor:"2,keyasint,omitempty"` // creates a node
+	SetNodeSpec    *NodeSpecSet      `cbor:"3,keyasint,omitempty"`
+	SetNodeDesc    *NodeDescSet      `cbor:"4,keyasint,omitempty"`
+	SetNodeState   *NodeStateSet     `cbor:"5,keyasint,omitempty"`
+	SetNodeBlocks  *NodeBlocksSet    `cbor:"6,keyasint,omitempty"`
+	DeleteNode     NodeID            `cbor:"7,keyasint,omitempty"`
+	NewRevision    *NewRevision      `cbor:"8,keyasint,omitempty"` // creates a service when it has no revision yet
+	DeleteService  ServiceID         `cbor:"9,keyasint,omitempty"`
+	SetUpdate      *UpdateSet        `cbor:"10,keyasint,omitempty"`
+	SetPorts       *PortsSet         `cbor:"11,keyasint,omitempty"`
+	PutTask        *Task             `cbor:"12,keyasint,omitempty"` // creates a task
+	SetTaskDesired *TaskDesiredSet   `cbor:"13,keyasint,omitempty"`
+	SetTaskPlace   *TaskPlaceSet     `cbor:"14,keyasint,omitempty"`
+	SetTaskStatus  *TaskStatusSet    `cbor:"15,keyasint,omitempty"` // the manager's: pending reasons, orphaned
+	DeleteTask     *TaskID           `cbor:"16,keyasint,omitempty"`
+	Report         *Report           `cbor:"17,keyasint,omitempty"` // an agent's
+	PutNetwork     *Network          `cbor:"18,keyasint,omitempty"`
+	DeleteNetwork  NetworkID         `cbor:"19,keyasint,omitempty"`
+	PutImage       *Image            `cbor:"20,keyasint,omitempty"`
+	DeleteImage    string            `cbor:"21,keyasint,omitempty"`
+	SetNotice      *NoticeSet        `cbor:"22,keyasint,omitempty"`
+	PutTasks       *TasksPut         `cbor:"23,keyasint,omitempty"` // creates many tasks of one service
+	SetVIPs        *VIPsSet          `cbor:"24,keyasint,omitempty"`
+	PutPayload     *Payload          `cbor:"40,keyasint,omitempty"` // creates a secret or a config
+	SetPayload     *PayloadSet       `cbor:"41,keyasint,omitempty"`
+	DeletePayload  *Key              `cbor:"42,keyasint,omitempty"`
+	PutStack       *StackRevisionPut `cbor:"50,keyasint,omitempty"`
+	DeleteStack    string            `cbor:"52,keyasint,omitempty"`
 }
 
 // Weight is how many changes this one counts for in a batch.

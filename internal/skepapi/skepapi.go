@@ -27,11 +27,14 @@ type Backend interface {
 // requestTimeout bounds a request that is not a stream.
 const requestTimeout = time.Minute
 
-type server struct{ b Backend }
+type server struct {
+	b      Backend
+	engine http.Handler // Docker's API of this daemon
+}
 
-// New makes the handler.
-func New(b Backend) http.Handler {
-	s := &server{b}
+// New makes the handler. engine is Docker's API of this daemon, without a version in its paths.
+func New(b Backend, engine http.Handler) http.Handler {
+	s := &server{b, engine}
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /skep/v1/down", s.down)
 	mux.HandleFunc("GET /skep/v1/services/{id}/history", s.answer(s.history))
@@ -39,6 +42,7 @@ func New(b Backend) http.Handler {
 	mux.HandleFunc("POST /skep/v1/services/{id}/rollback", s.answer(s.rollback))
 	mux.HandleFunc("POST /skep/v1/services/{id}/update/{action}", s.answer(s.update))
 	mux.HandleFunc("POST /skep/v1/swarm/accept-loss", s.answer(s.acceptLoss))
+	s.stackRoutes(mux)
 	mux.HandleFunc("/skep/", func(w http.ResponseWriter, r *http.Request) {
 		fail(w, model.NotFoundf("page not found: %s %s", r.Method, r.URL.Path))
 	})

@@ -154,6 +154,10 @@ func (s *Snapshot) Version(k model.Key, g model.Group) (uint64, bool) {
 		if p := s.Payload(k); p != nil {
 			return p.Version, true
 		}
+	case model.KindStack:
+		if v := s.Stack(k.Name); v != nil {
+			return v.Version, true
+		}
 	case model.KindImage:
 		if i := s.Image(k.Name); i != nil {
 			return i.Version, true
@@ -249,6 +253,10 @@ func Writes(c *model.Change) (k model.Key, g model.Group, ok bool) {
 		return c.SetPayload.Payload, model.GroupSpec, true
 	case c.DeletePayload != nil:
 		return *c.DeletePayload, model.GroupSpec, true
+	case c.PutStack != nil:
+		return model.StackKey(c.PutStack.Stack), model.GroupSpec, true
+	case c.DeleteStack != "":
+		return model.StackKey(c.DeleteStack), model.GroupSpec, true
 	case c.SetNotice != nil:
 		return model.ServiceKey(c.SetNotice.Service), model.GroupUpdate, true
 	}

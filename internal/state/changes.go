@@ -67,6 +67,10 @@ func (w *writer) change(c *model.Change) error {
 		return w.setPayload(c.SetPayload)
 	case c.DeletePayload != nil:
 		return w.deletePayload(*c.DeletePayload)
+	case c.PutStack != nil:
+		return w.putStackRevision(c.PutStack)
+	case c.DeleteStack != "":
+		return w.deleteStack(c.DeleteStack)
 	case c.SetNotice != nil:
 		return w.editService(c.SetNotice.Service, func(v *model.Service) { v.Notice = c.SetNotice.Text })
 	}

@@ -128,6 +128,7 @@ func (s *Snapshot) Encode(w io.Writer) error {
 		Counts: map[model.Kind]int{
 			model.KindNode: s.nodes.Len(), model.KindService: s.services.Len(), model.KindTemplate: s.temps.Len(),
 			model.KindTask: s.tasks.Len(), model.KindNetwork: s.networks.Len(), model.KindImage: s.images.Len(),
+			model.KindStack: s.stacks.Len(),
 		},
 	}
 	if s.cluster != nil {
@@ -195,6 +196,9 @@ func (s *Snapshot) encodeObjects(enc *cbor.Encoder) (err error) {
 	}
 	if err == nil {
 		s.payloads.all.Scan(func(p *model.Payload) bool { return put(p) })
+	}
+	if err == nil {
+		s.stacks.Scan(func(_ string, v *model.Stack) bool { return put(v) })
 	}
 	return err
 }
@@ -273,6 +277,13 @@ func (s *Snapshot) decodeObjects(dec *cbor.Decoder, h *header) error {
 				return fmt.Errorf("%s %d has no spec", v.Kind, v.Num)
 			}
 			s.payloads.set(v)
+			return nil
+		}),
+		each(dec, h.Counts[model.KindStack], func(v *model.Stack) error {
+			if len(v.Revisions) == 0 {
+				return fmt.Errorf("stack %s has no revision", v.Name)
+			}
+			s.stacks.Set(v.Name, v)
 			return nil
 		}),
 	)

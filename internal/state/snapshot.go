@@ -78,6 +78,7 @@ type data struct {
 	restAt   *btree.BTreeG[rest]            // the same by time
 	loads    *btree.Map[model.NodeID, Load]
 	payloads payloads
+	stacks   *btree.Map[string, *model.Stack]
 	done     *btree.BTreeG[*proposal]      // by id
 	doneAt   *btree.Map[uint64, *proposal] // by index
 
@@ -131,6 +132,7 @@ func New() *Snapshot {
 		}, o),
 		doneAt:   new(btree.Map[uint64, *proposal]),
 		payloads: newPayloads(),
+		stacks:   new(btree.Map[string, *model.Stack]),
 	}}
 }
 
@@ -148,7 +150,7 @@ func (s *Snapshot) copy() *Snapshot {
 	d.ports, d.addrs, d.loads = s.ports.Copy(), s.addrs.copy(), s.loads.Copy()
 	d.rests, d.restAt = s.rests.Copy(), s.restAt.Copy()
 	d.done, d.doneAt = s.done.Copy(), s.doneAt.Copy()
-	d.payloads = s.payloads.copy()
+	d.payloads, d.stacks = s.payloads.copy(), s.stacks.Copy()
 	return &Snapshot{data: d}
 }
 
