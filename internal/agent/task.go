@@ -2,8 +2,6 @@ package agent
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"math/rand/v2"
 	"sync"
@@ -19,10 +17,7 @@ const (
 )
 
 // ContainerID is the ID of a task's container, derived from the task's (external) ID so that making it again is idempotent.
-func ContainerID(taskID string) string {
-	sum := sha256.Sum256([]byte(taskID))
-	return hex.EncodeToString(sum[:])
-}
+func ContainerID(taskID string) string { return model.ContainerID(taskID) }
 
 // doer is a task's actions with what comes after its end.
 type doer interface {

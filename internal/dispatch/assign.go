@@ -20,6 +20,10 @@ type view struct {
 	needs  needs
 	node   *pb.NodeInfo
 	tables uint64 // version of the tables, 0 for none
+	// Overlay networks: of each task, how many tasks are in each, and the version sent of each (0: none yet).
+	taskNets map[model.TaskID][]model.TaskNet
+	netRefs  map[model.NetworkID]int
+	nets     map[model.NetworkID]uint64
 }
 
 // sentTask is what of a task the node acts on.
@@ -31,7 +35,8 @@ type sentTask struct {
 }
 
 func (v *view) reset() {
-	*v = view{snap: v.snap, tables: v.tables, sent: map[model.TaskID]sentTask{}, refs: map[model.TemplateID]int{}, needs: newNeeds()}
+	*v = view{snap: v.snap, tables: v.tables, sent: map[model.TaskID]sentTask{}, refs: map[model.TemplateID]int{}, needs: newNeeds(),
+		taskNets: map[model.TaskID][]model.TaskNet{}, netRefs: map[model.NetworkID]int{}, nets: map[model.NetworkID]uint64{}}
 }
 
 // parts gathers messages of bounded size.
@@ -63,6 +68,7 @@ func (v *view) complete(snap *state.Snapshot, node model.NodeID) []*pb.Assignmen
 	v.node = nodeInfo(snap, node)
 	p.last().Node = v.node
 	for t := range snap.TasksOnNode(node) {
+		v.trackNets(t, t.ID)
 		v.add(p, snap, t)
 	}
 	return p.done()
@@ -85,7 +91,12 @@ func (v *view) changed(snap *state.Snapshot, node model.NodeID, due map[model.Ta
 		return cmp.Or(cmp.Compare(a.Service, b.Service), cmp.Compare(a.Num, b.Num))
 	})
 	for _, id := range ids {
-		if t := snap.Task(id); t != nil && t.Node == node {
+		t := snap.Task(id)
+		if t != nil && t.Node != node {
+			t = nil
+		}
+		v.trackNets(t, id)
+		if t != nil {
 			v.add(p, snap, t)
 		} else if old, ok := v.sent[id]; ok {
 			v.forget(id, old)
@@ -149,7 +160,16 @@ func taskMessage(snap *state.Snapshot, t *model.Task) *pb.Task {
 		Ref: wire.Ref(t.ID), Id: snap.Cluster().Namer().TaskID(t.ID), Slot: t.Slot, Template: uint64(t.Template),
 		Desired: uint32(t.Desired), State: uint32(t.State), JobIteration: t.JobIteration, HostPorts: wire.PortConfigs(t.HostPorts),
 		Gateway4: wire.AddrBytes(t.Gateway4), Gateway6: wire.AddrBytes(t.Gateway6), Generic: genericMessages(t.Generic),
+		Nets: netMessages(t.Nets),
 	}
+}
+
+func netMessages(list []model.TaskNet) []*pb.TaskNet {
+	var out []*pb.TaskNet
+	for _, n := range list {
+		out = append(out, &pb.TaskNet{Network: uint64(n.Network), Addr4: wire.AddrBytes(n.Addr4), Addr6: wire.AddrBytes(n.Addr6)})
+	}
+	return out
 }
 
 func genericMessages(list []swarm.GenericResource) []*pb.GenericResource {
@@ -169,6 +189,10 @@ func templateMessage(snap *state.Snapshot, id model.TemplateID) *pb.Template {
 	m := &pb.Template{
 		Id: uint64(t.ID), Service: uint64(t.Service), ServiceId: snap.Cluster().Namer().ServiceID(t.Service), ServiceName: t.ServiceName,
 		TaskSpecJson: t.Task.Raw, ImageDigest: t.ImageDigest, HostPorts: wire.PortConfigs(t.HostPorts), ServiceLabels: t.ServiceLabels,
+		NetMode: string(t.NetMode),
+	}
+	for _, a := range t.Nets {
+		m.Nets = append(m.Nets, &pb.NetAttach{Network: uint64(a.Network), Aliases: a.Aliases, Options: a.Options})
 	}
 	return withLogDriver(m, snap, t)
 }

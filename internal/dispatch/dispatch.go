@@ -77,6 +77,7 @@ type Server struct {
 	cfg     Config
 	reports *reporter
 	tables  *tables
+	nets    *nets
 	streams *streams
 	joins   *joins
 
@@ -86,6 +87,7 @@ type Server struct {
 	sessions map[model.NodeID]*session
 	leases   map[model.NodeID]*lease
 	snap     *state.Snapshot // sessions have been marked for everything up to it
+	moved    chan struct{}   // closed when snap moves on
 	refusal  string          // not empty: no sessions are served
 	running  bool
 
@@ -103,9 +105,10 @@ func New(cfg Config) (*Server, error) {
 	if cfg.Lease == nil {
 		cfg.Lease = func(Lease) {}
 	}
-	s := &Server{cfg: cfg, wake: make(chan struct{}, 1), sessions: map[model.NodeID]*session{}, leases: map[model.NodeID]*lease{}}
+	s := &Server{cfg: cfg, wake: make(chan struct{}, 1), sessions: map[model.NodeID]*session{}, leases: map[model.NodeID]*lease{}, moved: make(chan struct{})}
 	s.reports = newReporter(cfg)
 	s.tables = newTables()
+	s.nets = newNets()
 	s.streams = newStreams(cfg.Random)
 	s.joins = newJoins()
 	return s, nil
@@ -125,8 +128,10 @@ func (s *Server) Run(ctx context.Context) error {
 	snap, watch := s.cfg.State.Watch()
 	defer watch.Close()
 	s.tables.reset(snap)
+	s.nets.reset(snap)
 	s.mu.Lock()
-	s.snap, s.running = snap, true
+	s.move(snap)
+	s.running = true
 	s.mu.Unlock()
 	var wg sync.WaitGroup
 	defer wg.Wait()
@@ -179,15 +184,21 @@ func (s *Server) follow(steps []replica.Applied) {
 		}
 	}
 	newRows := false
+	var newNets map[*session]struct{}
 	if whole {
 		s.tables.reset(after)
+		s.nets.reset(after)
 		newRows = true
 	} else {
 		newRows = s.tables.update(before, after, touched)
+		newNets = s.nets.update(before, after, touched)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.snap = after
+	s.move(after)
+	for n := range newNets {
+		n.mark(func() { n.netsDue = true })
+	}
 	if whole || newRows {
 		for _, n := range s.sessions {
 			n.mark(func() { n.tablesDue = true; n.complete = n.complete || whole })
@@ -211,6 +222,31 @@ func (s *Server) follow(steps []replica.Applied) {
 			for _, n := range s.sessions {
 				n.mark(func() { n.nodeDue = true })
 			}
+		}
+	}
+}
+
+// move says that sessions have been marked for everything up to a state; s.mu is held.
+func (s *Server) move(snap *state.Snapshot) {
+	s.snap = snap
+	close(s.moved)
+	s.moved = make(chan struct{})
+}
+
+// waitMarked returns when the tables are those of the index at least: what a node has applied must not be told again in an
+// older form.
+func (s *Server) waitMarked(ctx context.Context, index uint64) error {
+	for {
+		s.mu.Lock()
+		snap, moved, running := s.snap, s.moved, s.running
+		s.mu.Unlock()
+		if !running || snap != nil && snap.Index() >= index {
+			return nil // begin has a word to one that does not run
+		}
+		select {
+		case <-moved:
+		case <-ctx.Done():
+			return context.Cause(ctx)
 		}
 	}
 }

@@ -31,6 +31,7 @@ type session struct {
 	node   model.NodeID
 	num    uint64
 	period time.Duration
+	floor  uint64 // index that the node had applied when the session began
 	ctx    context.Context
 	cancel context.CancelCauseFunc
 	wake   chan struct{}
@@ -39,6 +40,7 @@ type session struct {
 	complete  bool // the complete set of tasks is due
 	tablesDue bool
 	nodeDue   bool
+	netsDue   bool
 	tasksDue  map[model.TaskID]struct{}
 	beats     uint64 // number of the heartbeat to answer
 	beatDue   bool
@@ -94,6 +96,10 @@ func (s *Server) Session(stream pb.Dispatch_SessionServer) error {
 	defer cancel(nil)
 	n := &session{srv: s, node: node.ID, ctx: ctx, cancel: cancel, wake: make(chan struct{}, 1), tasksDue: map[model.TaskID]struct{}{},
 		num: max(hello.LastSession, node.Session) + 1, period: period(snap), complete: true, tablesDue: true}
+	if hello.GetApplied().GetIncarnation() == snap.Cluster().Incarnation {
+		n.floor = hello.GetApplied().GetIndex()
+	}
+	defer n.leaveNets() // once the sender has ended
 	n.view.reset()
 	if err := s.begin(n, wire.PeerAddr(stream.Context()), hello); err != nil {
 		return err
@@ -170,7 +176,11 @@ func (s *Server) catchUp(ctx context.Context, applied *pb.Position) (*state.Snap
 	case applied.GetIncarnation() > c.Incarnation:
 		return nil, model.Errorf(model.FailedPrecondition, "this manager belongs to a former life of the cluster")
 	case applied.GetIncarnation() == c.Incarnation:
-		return s.cfg.State.WaitIndex(ctx, applied.GetIndex())
+		snap, err := s.cfg.State.WaitIndex(ctx, applied.GetIndex())
+		if err != nil {
+			return nil, err
+		}
+		return snap, s.waitMarked(ctx, applied.GetIndex())
 	}
 	return snap, nil
 }
@@ -349,10 +359,10 @@ func (n *session) send(stream pb.Dispatch_SessionServer) error {
 // due takes the marks and makes the messages.
 func (n *session) due() []*pb.ToAgent {
 	n.mu.Lock()
-	complete, tablesDue, nodeDue, tasks := n.complete, n.tablesDue, n.nodeDue, n.tasksDue
+	complete, tablesDue, nodeDue, netsDue, tasks := n.complete, n.tablesDue, n.nodeDue, n.netsDue, n.tasksDue
 	beat, beatDue, ack, ackDue, out := n.beats, n.beatDue, n.acks, n.ackDue, n.outbox
 	fence := n.fence
-	n.complete, n.tablesDue, n.nodeDue, n.beatDue, n.ackDue, n.outbox, n.fence = false, false, false, false, false, nil, 0
+	n.complete, n.tablesDue, n.nodeDue, n.netsDue, n.beatDue, n.ackDue, n.outbox, n.fence = false, false, false, false, false, false, nil, 0
 	if len(tasks) == 0 {
 		tasks = nil // the map stays the marks', for others to write
 	} else {
@@ -387,15 +397,23 @@ func (n *session) due() []*pb.ToAgent {
 	}
 	var sets []*pb.Assignments
 	if complete {
+		n.leaveNets()
 		n.view.reset()
 		sets = n.view.complete(snap, n.node)
 	} else if nodeDue || len(tasks) > 0 {
 		sets = n.view.changed(snap, n.node, tasks, nodeDue)
 	}
+	var gone []*pb.ToAgent
+	if len(sets) > 0 || netsDue || len(tasks) > 0 {
+		var tables []*pb.ToAgent
+		tables, gone = n.dueNets()
+		msgs = append(msgs, tables...)
+	}
 	for _, a := range sets {
 		a.Withdrawal = withdrawal
 		msgs = append(msgs, &pb.ToAgent{Kind: &pb.ToAgent_Assignments{Assignments: a}})
 	}
+	msgs = append(msgs, gone...)
 	msgs = append(msgs, out...)
 	if fence != 0 {
 		msgs = append(msgs, &pb.ToAgent{Kind: &pb.ToAgent_Fence{Fence: &pb.Fence{Index: fence}}})

@@ -1,8 +1,6 @@
 package dockerapi
 
 import (
-	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"maps"
@@ -35,10 +33,7 @@ func meta(version uint64, created, updated model.Time) swarm.Meta {
 
 // containerID is the ID of a task's container: it follows from the task's, so that making the
 // container twice makes one.
-func containerID(taskID string) string {
-	sum := sha256.Sum256([]byte(taskID))
-	return hex.EncodeToString(sum[:])
-}
+func containerID(taskID string) string { return model.ContainerID(taskID) }
 
 // taskName is Docker's name of a task and of its container: service.slot.id, or service.node.id.
 func taskName(n model.Namer, service string, t *model.Task) string {

@@ -2,7 +2,9 @@ package model
 
 import (
 	"crypto/aes"
+	"crypto/sha256"
 	"encoding/binary"
+	"encoding/hex"
 	"fmt"
 	"math/big"
 )
@@ -119,6 +121,12 @@ func (n Namer) ServiceID(id ServiceID) string { return n.ID(ServiceKey(id)) }
 func (n Namer) TaskID(id TaskID) string       { return n.ID(TaskKey(id)) }
 func (n Namer) NetworkID(id NetworkID) string { return n.ID(NetworkKey(id)) }
 func (n Namer) ClusterID() string             { return n.ID(ClusterKey()) }
+
+// ContainerID is the identifier of a task's container, derived from the task's so that making it again is idempotent.
+func ContainerID(taskID string) string {
+	sum := sha256.Sum256([]byte(taskID))
+	return hex.EncodeToString(sum[:])
+}
 
 // Parse reads an identifier made by ID. It reports false for anything else, another
 // cluster's identifiers included.
