@@ -132,6 +132,7 @@ type Agent struct {
 	rep        *reporter
 	net        *network
 	safe       *safe
+	overlays   *overlays
 	logs       jsonlog.Reader
 	streams    chan struct{} // one token for each stream that is served
 	redescribe chan struct{} // holds a token when the description changed
@@ -196,6 +197,7 @@ func New(cfg Config) (*Agent, error) {
 	a.rep = newReporter(a)
 	a.net = newNetwork(cfg)
 	a.safe = newSafe()
+	a.overlays = newOverlays()
 	if err := a.load(); err != nil {
 		return nil, errors.Join(err, st.close())
 	}

@@ -96,17 +96,24 @@ func (a *Agent) takeComplete(m *pb.Assignments, parsed map[uint64]*template, at 
 		ops = append(ops, op{tplKey(id), encode(t.msg)})
 	}
 	var fresh []*task
+	nets := map[model.NetworkID]bool{}
 	wanted := make(map[model.TaskID]bool, len(d.tasks))
 	for _, tm := range d.tasks {
 		wanted[taskID(tm)] = true
 		ops, fresh = a.assign(ops, fresh, tm, 0)
+		if model.TaskState(tm.State).Terminal() {
+			continue // it has given its addresses back
+		}
+		for _, n := range tm.Nets {
+			nets[model.NetworkID(n.Network)] = true
+		}
 	}
 	for id, t := range a.byID {
 		if !wanted[id] {
 			t.remove()
 		}
 	}
-	a.finishAssign(ops, fresh, at)
+	a.finishAssign(append(ops, a.overlays.keep(nets)...), fresh, at)
 	if !a.known {
 		a.known = true
 		close(a.knowing)

@@ -58,6 +58,9 @@ func (c *controller) Prepare(ctx context.Context) ([]swarm.PortConfig, error) {
 			gw.Addr6 = netip.Addr{}
 		}
 	}
+	if tpl.msg.NetMode == string(model.NetHost) {
+		spec.NetNS = runtime.HostNetNS
+	}
 	release, err := c.slot(ctx)
 	if err != nil {
 		return nil, err

@@ -78,7 +78,7 @@ func (a *Agent) load() error {
 	if err := a.net.setNode(a.node); err != nil {
 		return err
 	}
-	err := errors.Join(a.store.each(tplPrefix, a.loadTemplate), a.loadTasks(), a.store.each(portPrefix, a.loadPort))
+	err := errors.Join(a.store.each(tplPrefix, a.loadTemplate), a.loadTasks(), a.store.each(portPrefix, a.loadPort), a.store.each(netPrefix, a.overlays.load))
 	a.known = true
 	close(a.knowing)
 	return err

@@ -130,6 +130,10 @@ func (s *session) hello(ctx context.Context) error {
 	m := &pb.Hello{LastSession: a.session, Description: desc, AgentVersion: a.cfg.Version, Nonce: nonce}
 	a.mu.Unlock()
 	applied = a.net.beginTables(applied)
+	a.overlays.begin()
+	if p := a.overlays.applied(); applied.before(p) {
+		applied = p
+	}
 	m.Applied, m.PendingReports = applied.message(), uint32(a.rep.pending())
 	if err := stream.Send(&pb.FromAgent{Kind: &pb.FromAgent_Hello{Hello: m}}); err != nil {
 		return err
@@ -204,6 +208,8 @@ func (s *session) take(ctx context.Context, wg *sync.WaitGroup, m *pb.ToAgent) e
 		return s.a.takeAssignments(k.Assignments)
 	case *pb.ToAgent_Tables:
 		return s.a.takeTables(k.Tables)
+	case *pb.ToAgent_NetTables:
+		return s.a.takeNetTables(k.NetTables)
 	case *pb.ToAgent_ReportsAck:
 		if k.ReportsAck.Session == s.num {
 			s.a.rep.ack(k.ReportsAck.Seq)

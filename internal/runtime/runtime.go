@@ -29,7 +29,8 @@ type Spec struct {
 	ImageDigest string
 	// Hostname is the container's host name, templates expanded. Empty means the first 12 characters of ID.
 	Hostname string
-	// NetNS is the path of the network namespace to join; it must exist before Start. Empty means a new, empty one.
+	// NetNS is the path of the network namespace to join; it must exist before Start. Empty means a new, empty one,
+	// HostNetNS that of the host.
 	NetNS string
 	// Stdout and Stderr are FIFO paths that exist and have a reader before Start. Empty means the stream is discarded.
 	Stdout, Stderr string
@@ -40,6 +41,9 @@ type Spec struct {
 	// Mounts are binds beyond the user's own: secrets, configs. Sources must exist before Prepare.
 	Mounts []Mount
 }
+
+// HostNetNS as a Spec's NetNS leaves the container in the host's network namespace.
+const HostNetNS = "host"
 
 // Mount is a file or directory of the host that the container sees at Target.
 type Mount struct {

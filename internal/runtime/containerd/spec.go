@@ -61,7 +61,7 @@ func (r *Runtime) ociSpec(s *runtime.Spec, img *image, u *user.ExecUser, mounts 
 			Namespaces:    isolation(s.NetNS),
 			MaskedPaths:   maskedPaths(),
 			ReadonlyPaths: []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"},
-			Sysctl:        sysctls(c),
+			Sysctl:        sysctls(c, s.NetNS),
 			Resources:     resources(s.Task.Resources),
 		},
 	}
@@ -170,9 +170,9 @@ func execUser(u *user.ExecUser) specs.User {
 
 // isolation is every namespace but the user's, and on v1 the cgroup's, as Docker's defaults are.
 func isolation(netns string) []specs.LinuxNamespace {
-	ns := []specs.LinuxNamespace{
-		{Type: specs.MountNamespace}, {Type: specs.NetworkNamespace, Path: netns}, {Type: specs.UTSNamespace},
-		{Type: specs.PIDNamespace}, {Type: specs.IPCNamespace},
+	ns := []specs.LinuxNamespace{{Type: specs.MountNamespace}, {Type: specs.UTSNamespace}, {Type: specs.PIDNamespace}, {Type: specs.IPCNamespace}}
+	if netns != runtime.HostNetNS {
+		ns = append(ns, specs.LinuxNamespace{Type: specs.NetworkNamespace, Path: netns})
 	}
 	if unified() {
 		ns = append(ns, specs.LinuxNamespace{Type: specs.CgroupNamespace})
@@ -186,11 +186,13 @@ func maskedPaths() []string {
 		"/sys/devices/virtual/powercap"}
 }
 
-// sysctls lets every user bind low ports and ping, as Docker does for a container with a network of its own.
-func sysctls(c *swarm.ContainerSpec) map[string]string {
-	out := map[string]string{
-		"net.ipv4.ip_unprivileged_port_start": "0",
-		"net.ipv4.ping_group_range":           "0 2147483647",
+// sysctls lets every user bind low ports and ping, as Docker does for a container with a network of its own. The host's
+// settings are the host's.
+func sysctls(c *swarm.ContainerSpec, netns string) map[string]string {
+	out := map[string]string{}
+	if netns != runtime.HostNetNS {
+		out["net.ipv4.ip_unprivileged_port_start"] = "0"
+		out["net.ipv4.ping_group_range"] = "0 2147483647"
 	}
 	for k, v := range c.Sysctls {
 		out[k] = v
