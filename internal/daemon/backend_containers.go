@@ -106,6 +106,7 @@ func (b *backend) addTask(out *dockerapi.Container, taskID string, img *images.I
 	if t.Gateway6.IsValid() {
 		out.Addresses = append(out.Addresses, netip.PrefixFrom(t.Gateway6, 64))
 	}
+	out.Networks = dockerapi.NetworksOf(snap, t, tpl)
 	spec := out.Task.ContainerSpec
 	if spec == nil {
 		return

@@ -29,7 +29,7 @@ func invalid(format string, args ...any) error { return rpcErrorf(model.Invalid,
 func Admit(spec *swarm.ServiceSpec, modes map[string]bool) error {
 	checks := []func(*swarm.ServiceSpec) error{
 		admitRuntime, admitName, admitMode, admitImage, admitResources, admitRestart, admitPlacement,
-		admitContainer, admitMounts, admitHealth, admitUpdates, admitEndpoint, admitReserved,
+		admitContainer, admitMounts, admitHealth, admitUpdates, admitEndpoint, admitNetworks, admitReserved,
 	}
 	for _, check := range checks {
 		if err := check(spec); err != nil {

@@ -59,7 +59,9 @@ func TestAdmit(t *testing.T) {
 		{"config's owner", `{"TaskTemplate":{"ContainerSpec":{"Image":"a","Configs":[{"ConfigID":"2","ConfigName":"c","File":{"Name":"c","UID":"root"}}]}}}`, rpc + `ContainerSpec: config 'c': invalid user "root": it must be a number`},
 		{"config for the runtime", `{"TaskTemplate":{"ContainerSpec":{"Image":"a","Configs":[{"ConfigID":"2","ConfigName":"c","Runtime":{}}]}}}`, "config 'c': configs for the runtime hold credential specs, which are for Windows and not available"},
 		{"secret and config", `{"TaskTemplate":{"ContainerSpec":{"Image":"a","Secrets":[{"SecretID":"1","SecretName":"x","File":{"Name":"f","UID":"1","GID":"2","Mode":256}}],"Configs":[{"ConfigID":"2","ConfigName":"f","File":{"Name":"f"}}]}}}`, ""},
-		{"network", `{"TaskTemplate":{"Networks":[{"Target":"x"}]}}`, "networks of services are not available yet: published ports and egress work without one"},
+		{"network", `{"TaskTemplate":{"Networks":[{"Target":"x","Aliases":["a","b_c.d-e"]}]}}`, ""},
+		{"network alias", `{"TaskTemplate":{"Networks":[{"Target":"x","Aliases":["a b"]}]}}`, "rpc error: code = InvalidArgument desc = network x: alias \"a b\" is not a valid DNS name"},
+		{"network target", `{"TaskTemplate":{"Networks":[{"Aliases":["a"]}]}}`, "rpc error: code = InvalidArgument desc = a network attachment needs a target"},
 	} {
 		base := map[string]any{}
 		if err := json.Unmarshal([]byte(c.spec), &base); err != nil {

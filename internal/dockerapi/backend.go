@@ -211,6 +211,16 @@ type Container struct {
 	Ports       []swarm.PortConfig // published ones
 	// Addresses are those of the container on the gateway network.
 	Addresses []netip.Prefix
+	// Networks are the overlay networks that it is in, or the host's network or none by their names alone.
+	Networks []ContainerNetwork
+}
+
+// ContainerNetwork is a container's place in a network.
+type ContainerNetwork struct {
+	Name, ID, EndpointID string
+	Addr4, Addr6         netip.Prefix
+	Gateway              netip.Addr
+	Aliases              []string
 }
 
 // Volumes are this node's local volumes. A nil slice and an Unimplemented error are fine.

@@ -99,12 +99,22 @@ func (f *containerFilter) matches(c *Container) bool {
 		f.has("exited") && (c.State != container.StateExited || !f.exact("exited", strconv.Itoa(c.ExitCode))),
 		f.has("ancestor") && !f.exact("ancestor", familiar(c.Image)) && !f.exact("ancestor", c.Image) && !f.prefix("ancestor", c.ImageID),
 		!f.before.IsZero() && !c.Created.Before(f.before), !f.since.IsZero() && !c.Created.After(f.since),
-		!f.exact("network", "ingress"):
+		f.has("network") && !f.inNetwork(c):
 		return false
 	}
 	return !f.has("volume") || slices.ContainsFunc(c.Mounts, func(m container.MountPoint) bool {
 		return f.exact("volume", cmp.Or(m.Name, m.Source)) || f.exact("volume", m.Destination)
 	})
+}
+
+// inNetwork reports whether a container is in one of the networks asked for, by name or by a prefix of its identifier.
+func (f *containerFilter) inNetwork(c *Container) bool {
+	for _, n := range c.Networks {
+		if f.exact("network", n.Name) || n.ID != "" && f.prefix("network", n.ID) {
+			return true
+		}
+	}
+	return len(c.Addresses) > 0 && f.exact("network", ingressName)
 }
 
 // containerSummary is a container as docker ps shows it.
@@ -114,7 +124,7 @@ func (s *Server) containerSummary(c *Container) container.Summary {
 		Labels: c.Labels, State: c.State, Status: s.containerStatus(c), Ports: portSummaries(c.Ports), Mounts: c.Mounts,
 		NetworkSettings: &container.NetworkSettingsSummary{Networks: endpoints(c)},
 	}
-	out.HostConfig.NetworkMode = "default"
+	out.HostConfig.NetworkMode = networkMode(c)
 	if out.Mounts == nil {
 		out.Mounts = []container.MountPoint{}
 	}
@@ -171,16 +181,44 @@ func portSummaries(ports []swarm.PortConfig) []container.PortSummary {
 	return out
 }
 
+// ingressName is what the gateway network is called to clients.
+const ingressName = "ingress"
+
 func endpoints(c *Container) map[string]*network.EndpointSettings {
-	ep := &network.EndpointSettings{}
-	for _, a := range c.Addresses {
-		if a.Addr().Is4() {
-			ep.IPAddress, ep.IPPrefixLen = a.Addr(), a.Bits()
-		} else {
-			ep.GlobalIPv6Address, ep.GlobalIPv6PrefixLen = a.Addr(), a.Bits()
+	out := map[string]*network.EndpointSettings{}
+	if len(c.Addresses) > 0 {
+		ep := &network.EndpointSettings{}
+		for _, a := range c.Addresses {
+			setAddress(ep, a)
 		}
+		out[ingressName] = ep
 	}
-	return map[string]*network.EndpointSettings{"ingress": ep}
+	for _, n := range c.Networks {
+		ep := &network.EndpointSettings{NetworkID: n.ID, EndpointID: n.EndpointID, Aliases: n.Aliases, DNSNames: n.Aliases, Gateway: n.Gateway}
+		for _, a := range []netip.Prefix{n.Addr4, n.Addr6} {
+			setAddress(ep, a)
+		}
+		out[n.Name] = ep
+	}
+	return out
+}
+
+func setAddress(ep *network.EndpointSettings, a netip.Prefix) {
+	switch {
+	case !a.IsValid():
+	case a.Addr().Is4():
+		ep.IPAddress, ep.IPPrefixLen = a.Addr(), a.Bits()
+	default:
+		ep.GlobalIPv6Address, ep.GlobalIPv6PrefixLen = a.Addr(), a.Bits()
+	}
+}
+
+// networkMode is Docker's word for where a container lives: a task is in its first network.
+func networkMode(c *Container) string {
+	if len(c.Networks) > 0 && c.Networks[0].ID == "" {
+		return c.Networks[0].Name
+	}
+	return "default"
 }
 
 // findContainer looks a container up by ID, name and prefix of its ID, in this order.
@@ -268,7 +306,7 @@ func containerConfig(c *Container) *container.Config {
 }
 
 func hostConfig(c *Container) *container.HostConfig {
-	out := &container.HostConfig{NetworkMode: "default", LogConfig: container.LogConfig{Type: "json-file", Config: map[string]string{}}}
+	out := &container.HostConfig{NetworkMode: container.NetworkMode(networkMode(c)), LogConfig: container.LogConfig{Type: "json-file", Config: map[string]string{}}}
 	if c.Task == nil {
 		return out
 	}

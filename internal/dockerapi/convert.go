@@ -116,7 +116,12 @@ func viewService(snap *state.Snapshot, v *model.Service, opt serviceViewOptions)
 	if ep := v.Spec().EndpointSpec; ep != nil {
 		out.Endpoint.Spec = *ep
 	}
-	if out.Endpoint.Spec.Mode == "" && len(out.Endpoint.Spec.Ports) > 0 {
+	for _, vip := range v.VIPs {
+		for _, p := range prefixes(snap.Network(vip.Network), vip.Addr4, vip.Addr6) {
+			out.Endpoint.VirtualIPs = append(out.Endpoint.VirtualIPs, swarm.EndpointVirtualIP{NetworkID: snap.Cluster().Namer().NetworkID(vip.Network), Addr: p})
+		}
+	}
+	if out.Endpoint.Spec.Mode == "" && len(out.Endpoint.Spec.Ports)+len(v.VIPs) > 0 {
 		out.Endpoint.Spec.Mode = swarm.ResolutionModeVIP
 	}
 	out.Endpoint.Ports = v.Ports
@@ -212,23 +217,13 @@ type taskViewer struct {
 	nodes    map[model.NodeID]string
 	services map[model.ServiceID]string
 	ingress  swarm.Network
+	networks map[model.NetworkID]swarm.Network
 }
 
 func newTaskViewer(snap *state.Snapshot) *taskViewer {
 	tv := &taskViewer{snap: snap, namer: snap.Cluster().Namer(), specs: map[model.TemplateID]json.RawMessage{},
-		nodes: map[model.NodeID]string{}, services: map[model.ServiceID]string{}}
-	n := ingressNetwork(snap)
-	tv.ingress = swarm.Network{
-		ID:   tv.namer.NetworkID(n.ID),
-		Meta: meta(n.Version, n.CreatedAt, n.CreatedAt),
-		Spec: swarm.NetworkSpec{
-			Annotations:         swarm.Annotations{Name: n.Name, Labels: map[string]string{}},
-			DriverConfiguration: &swarm.Driver{Name: n.Driver},
-			Ingress:             n.Ingress,
-			Scope:               scopeSwarm,
-		},
-		DriverState: swarm.Driver{Name: n.Driver},
-	}
+		nodes: map[model.NodeID]string{}, services: map[model.ServiceID]string{}, networks: map[model.NetworkID]swarm.Network{}}
+	tv.ingress = swarmNetwork(tv.namer, ingressNetwork(snap))
 	return tv
 }
 
@@ -321,7 +316,7 @@ func (tv *taskViewer) spec(t *model.Task) (json.RawMessage, error) {
 }
 
 // attachments shows a task's gateway addresses on the ingress network, where Docker's clients
-// look for them.
+// look for them, and those in its overlay networks.
 func (tv *taskViewer) attachments(t *model.Task) []swarm.NetworkAttachment {
 	var addrs []netip.Prefix
 	if t.Gateway4.IsValid() {
@@ -330,10 +325,23 @@ func (tv *taskViewer) attachments(t *model.Task) []swarm.NetworkAttachment {
 	if t.Gateway6.IsValid() {
 		addrs = append(addrs, netip.PrefixFrom(t.Gateway6, 64))
 	}
-	if len(addrs) == 0 {
-		return nil
+	var out []swarm.NetworkAttachment
+	if len(addrs) > 0 {
+		out = append(out, swarm.NetworkAttachment{Addresses: addrs, Network: tv.ingress})
 	}
-	return []swarm.NetworkAttachment{{Addresses: addrs, Network: tv.ingress}}
+	for _, a := range t.Nets {
+		n := tv.snap.Network(a.Network)
+		if n == nil {
+			continue // it went with its last task
+		}
+		view, known := tv.networks[n.ID]
+		if !known {
+			view = swarmNetwork(tv.namer, n)
+			tv.networks[n.ID] = view
+		}
+		out = append(out, swarm.NetworkAttachment{Network: view, Addresses: prefixes(n, a.Addr4, a.Addr6)})
+	}
+	return out
 }
 
 // serviceLabels are the labels by which clients filter a task: its service's, while there is one.

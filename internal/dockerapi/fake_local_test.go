@@ -86,7 +86,11 @@ func (f *fake) ListContainers(context.Context) ([]Container, error) {
 		id := containerID(namer.TaskID(t.ID))
 		c := Container{ID: id, Name: taskName(namer, tmpl.ServiceName, t), Image: tmpl.Task.Typed.ContainerSpec.Image, Labels: taskLabels(namer, tmpl.ServiceName, t),
 			State: container.StateRunning, PID: int(t.PID), Created: wallTime(t.CreatedAt), Started: wallTime(t.CreatedAt), Command: []string{"/bin/web", "-v"},
-			Hostname: id[:12], Task: tmpl.Task.Typed, Addresses: []netip.Prefix{netip.PrefixFrom(t.Gateway4, 24)}, Ports: f.snap.Service(t.ID.Service).Ports}
+			Hostname: id[:12], Task: tmpl.Task.Typed, Ports: f.snap.Service(t.ID.Service).Ports}
+		c.Networks = NetworksOf(f.snap, t, tmpl)
+		if t.Gateway4.IsValid() {
+			c.Addresses = []netip.Prefix{netip.PrefixFrom(t.Gateway4, 24)}
+		}
 		if t.State.Terminal() {
 			c.State, c.PID, c.Finished = container.StateExited, 0, wallTime(t.StatusAt)
 		}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/moby/moby/api/types/swarm"
 	"github.com/moby/moby/api/types/volume"
+	"github.com/skep-swarm/skep/internal/allocate"
 	"github.com/skep-swarm/skep/internal/model"
 	"github.com/skep-swarm/skep/internal/pki"
 	"github.com/skep-swarm/skep/internal/state"
@@ -178,7 +179,18 @@ func (f *fake) fill(id model.ServiceID, slot uint32) {
 	node := f.Local().Node
 	f.change(model.Change{PutTask: &model.Task{ID: tid, Slot: slot, Template: svc.Template, Desired: model.StateRunning, State: model.StateNew}})
 	addr := netip.AddrFrom4([4]byte{172, 20 + byte(node), byte(id), byte(tid.Num)})
-	f.change(model.Change{SetTaskPlace: &model.TaskPlaceSet{Task: tid, Node: node, Gateway4: addr}})
+	if f.snap.Template(svc.Template).NetMode != "" {
+		addr = netip.Addr{}
+	}
+	place := model.TaskPlaceSet{Task: tid, Node: node, Gateway4: addr}
+	if txn := allocate.VIPs(f.snap, id); len(txn.Changes) > 0 {
+		f.change(txn.Changes...)
+	}
+	planned := allocate.Addresses(f.snap, []model.Txn{{Changes: []model.Change{{SetTaskPlace: &place}}}}, f.snap.Time())
+	if p := planned.Txns[0].Changes[0].SetTaskPlace; p != nil {
+		place.Nets = p.Nets
+	}
+	f.change(model.Change{SetTaskPlace: &place})
 	f.report(tid, model.StateRunning, uint32(4000+100*uint64(id)+tid.Num))
 	for i, text := range []string{"hello from slot %d\n", "ready, slot %d\n"} {
 		f.lines[tid] = append(f.lines[tid], LogLine{Task: tid, Node: node, Stderr: i == 1, Time: f.now().Add(time.Duration(i) * time.Millisecond),
@@ -210,6 +222,9 @@ func (f *fake) InitSwarm(_ context.Context, req swarm.InitRequest) (string, erro
 	}
 	c := &model.Cluster{Spec: spec, CACert: ca.CertPEM(), WorkerSecret: "0123456789abcdefghijklmno", ManagerSecret: "onmlkjihgfedcba9876543210",
 		SubnetSize: req.SubnetSize, DataPathPort: req.DataPathPort, GatewayPool: netip.MustParsePrefix("172.20.0.0/16"), Incarnation: 1}
+	if len(req.DefaultAddrPool) > 0 {
+		c.DefaultAddrPool = req.DefaultAddrPool
+	}
 	copy(c.IDKey[:], "0123456789abcdef")
 	f.change(model.Change{PutCluster: c})
 	f.addNode("node-a", swarm.NodeRoleManager, "10.0.0.1")

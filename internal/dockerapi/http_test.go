@@ -181,7 +181,7 @@ func TestOldClient(t *testing.T) {
 	s, _ := newSwarm(t)
 	body := `{"Name":"old","TaskTemplate":{"ContainerSpec":{"Image":"web"}},"Networks":[{"Target":"mine"}]}`
 	w := call(s, "POST", "/v1.24/services/create", body)
-	if w.Code != 501 || !strings.Contains(message(t, w), "networks of services") {
+	if w.Code != 404 || message(t, w) != "network mine not found" {
 		t.Errorf("a 1.24 client's networks were not seen: %d %s", w.Code, w.Body)
 	}
 	w = call(s, "POST", "/v1.24/services/create", strings.Replace(body, `[{"Target":"mine"}]`, "[]", 1))

@@ -148,6 +148,13 @@ func reachability(n *model.Node) string {
 func (o *observer) network(k model.Key) {
 	id := model.NetworkID(k.A)
 	old, now := o.Before.Network(id), o.After.Network(id)
+	// What users deleted is gone for them, though its last tasks may still have addresses in it.
+	if old != nil && old.Deleted {
+		old = nil
+	}
+	if now != nil && now.Deleted {
+		now = nil
+	}
 	if old == nil && now == nil {
 		return
 	}

@@ -20,13 +20,17 @@ func planCreate(spec model.ServiceSpec) plan {
 		if err := portsFree(snap, 0, spec.Typed); err != nil {
 			return model.Txn{}, err
 		}
+		spec, guards, err := resolveNetworks(snap, spec)
+		if err != nil {
+			return model.Txn{}, err
+		}
 		id := snap.LastService() + 1
 		change, err := newRevision(snap, nil, id, spec)
 		if err != nil {
 			return model.Txn{}, err
 		}
 		return model.Txn{
-			Guards:  []model.Guard{{Key: model.ServiceKey(id), Group: model.GroupSpec}},
+			Guards:  append(guards, model.Guard{Key: model.ServiceKey(id), Group: model.GroupSpec}),
 			Changes: []model.Change{{NewRevision: change}},
 		}, nil
 	}
@@ -50,12 +54,16 @@ func planUpdate(id model.ServiceID, version uint64, spec model.ServiceSpec, roll
 		if err := portsFree(snap, id, spec.Typed); err != nil {
 			return model.Txn{}, err
 		}
+		spec, guards, err := resolveNetworks(snap, spec)
+		if err != nil {
+			return model.Txn{}, err
+		}
 		change, err := newRevision(snap, svc, id, spec)
 		if err != nil {
 			return model.Txn{}, err
 		}
 		txn := model.Txn{
-			Guards:  []model.Guard{{Key: model.ServiceKey(id), Group: model.GroupSpec, Version: version}},
+			Guards:  append(guards, model.Guard{Key: model.ServiceKey(id), Group: model.GroupSpec, Version: version}),
 			Changes: []model.Change{{NewRevision: change}},
 		}
 		switch {
@@ -75,6 +83,9 @@ func planUpdate(id model.ServiceID, version uint64, spec model.ServiceSpec, roll
 func newRevision(snap *state.Snapshot, svc *model.Service, id model.ServiceID, spec model.ServiceSpec) (*model.NewRevision, error) {
 	tmpl, err := model.NewTemplate(id, spec, imageDigest(snap, svc, spec.Typed))
 	if err != nil {
+		return nil, err
+	}
+	if err := tmpl.SetNetworks(snap.Cluster().Namer()); err != nil {
 		return nil, err
 	}
 	change := &model.NewRevision{Service: id, Spec: spec, Ports: keepPorts(svc, spec.Typed)}

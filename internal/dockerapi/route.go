@@ -141,6 +141,9 @@ func (s *Server) localRoutes(t routeTable) {
 	t.get("/networks/{id}", s.getNetwork)
 	t.delete("/networks/{id}", s.removeNetwork)
 	t.post("/networks/create", s.createNetwork)
+	t.post("/networks/prune", s.pruneNetworks)
+	t.post("/networks/{id}/connect", s.connectNetwork)
+	t.post("/networks/{id}/disconnect", s.connectNetwork)
 
 	t.get("/volumes", s.listVolumes)
 	t.get("/volumes/{name}", s.getVolume)

@@ -14,9 +14,6 @@ import (
 
 // laterRoutes answer 501 with their line. They are tried after all others.
 var laterRoutes = []struct{ method, pattern, line string }{
-	{http.MethodPost, "/networks/{id}/connect", "connecting containers to networks is not available yet"},
-	{http.MethodPost, "/networks/{id}/disconnect", "disconnecting containers from networks is not available yet"},
-	{http.MethodPost, "/networks/prune", "pruning networks is not available yet"},
 	{http.MethodPost, "/volumes/prune", "pruning volumes is not available yet: remove them by name"},
 	{http.MethodPut, "/volumes/{name}", "cluster volumes are not available yet"},
 	{http.MethodGet, "/images/search", "searching for images is not available yet"},
@@ -45,7 +42,6 @@ var laterFeatures = []struct {
 	line string
 }{
 	{func(s *swarm.ServiceSpec) bool { return s.TaskTemplate.Runtime == swarm.RuntimePlugin }, "plugins are not available"},
-	{func(s *swarm.ServiceSpec) bool { return len(s.TaskTemplate.Networks) > 0 }, "networks of services are not available yet: published ports and egress work without one"},
 	{func(s *swarm.ServiceSpec) bool {
 		return hasMount(s, "cluster") || hasMount(s, "image") || hasMount(s, "npipe")
 	}, "mounts of type cluster, image and npipe are not available yet: use bind, volume or tmpfs"},
