@@ -55,7 +55,8 @@ func (x *txns) pend(tasks []job, why string) {
 			continue
 		}
 		txn := x.open()
-		txn.Guards = append(txn.Guards, model.Guard{Key: model.TaskKey(t.ID), Group: model.GroupPlace, Version: t.PlaceVer})
+		txn.Guards = append(txn.Guards, model.Guard{Key: model.TaskKey(t.ID), Group: model.GroupPlace, Version: t.PlaceVer},
+			model.Guard{Key: model.TaskKey(t.ID), Group: model.GroupStatus, Version: t.StatusVer}) // a newer leader may know better
 		txn.Changes = append(txn.Changes, model.Change{SetTaskStatus: &model.TaskStatusSet{
 			Task: t.ID, State: model.StatePending, Message: msgPending, Err: why}})
 	}
