@@ -14,6 +14,9 @@ func admitReserved(s *swarm.ServiceSpec) error {
 	if order, ok := s.Labels[orchestrate.DrainLabel]; ok && !orchestrate.ValidDrainOrder(order) {
 		return invalid("label %s=%s: use start-first or stop-first", orchestrate.DrainLabel, order)
 	}
+	if text, ok := s.Labels[orchestrate.DependsLabel]; ok && !orchestrate.ValidDepends(text) {
+		return invalid("label %s=%s: use SERVICE=CONDITION, separated by commas, with the conditions service_started, service_healthy and service_completed_successfully", orchestrate.DependsLabel, text)
+	}
 	if text, ok := s.Labels[agent.DrainTimeLabel]; ok {
 		d, err := time.ParseDuration(text)
 		if err != nil || d < 0 || d > agent.MaxDrainTime {

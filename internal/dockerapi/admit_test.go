@@ -134,6 +134,7 @@ func TestReservedLabels(t *testing.T) {
 	for label, ok := range map[string]bool{
 		"skep.drain=start-first": true, "skep.drain=later": false, "skep.drain-time=2s": true, "skep.drain-time=0s": true,
 		"skep.drain-time=-1s": false, "skep.drain-time=soon": false, "skep.drain-time=2h": false,
+		"skep.depends_on=db=service_healthy,q": true, "skep.depends_on=db=ready": false,
 	} {
 		k, v, _ := strings.Cut(label, "=")
 		err := admitReserved(&swarm.ServiceSpec{Annotations: swarm.Annotations{Labels: map[string]string{k: v}}})

@@ -18,13 +18,16 @@ type dirty struct {
 	// waiting are the services with tasks that found no node: whatever frees capacity or changes
 	// a node makes them dirty.
 	waiting map[model.ServiceID]struct{}
-	timers  timers
+	// gated are the services that wait for others: whatever happens to any service makes them dirty. They are few, and not so
+	// for long.
+	gated  map[model.ServiceID]struct{}
+	timers timers
 	// expected are the services, by log index, whose tasks in that entry are all that was planned for them.
 	expected map[uint64]map[model.ServiceID]bool
 }
 
 func newDirty(s *state.Snapshot) *dirty {
-	d := &dirty{services: map[model.ServiceID]struct{}{}, nodes: map[model.NodeID]struct{}{}, waiting: map[model.ServiceID]struct{}{}, timers: timers{at: map[model.ServiceID]*timer{}},
+	d := &dirty{services: map[model.ServiceID]struct{}{}, nodes: map[model.NodeID]struct{}{}, waiting: map[model.ServiceID]struct{}{}, gated: map[model.ServiceID]struct{}{}, timers: timers{at: map[model.ServiceID]*timer{}},
 		expected: map[uint64]map[model.ServiceID]bool{}}
 	d.everything(s)
 	return d
@@ -65,11 +68,13 @@ func (d *dirty) applied(a replica.Applied) {
 	for _, k := range a.Outcome.Touched {
 		switch k.Kind {
 		case model.KindService:
+			maps.Copy(d.services, d.gated)
 			d.services[k.Service()] = struct{}{}
 			if released(a, k.Service()) {
 				d.wakeWaiting()
 			}
 		case model.KindTask:
+			maps.Copy(d.services, d.gated)
 			if settled[model.ServiceID(k.A)] {
 				continue
 			}

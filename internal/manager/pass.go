@@ -195,6 +195,10 @@ func (p *Planner) plan(snap *state.Snapshot, ids []model.ServiceID, now model.Ti
 	for _, id := range ids {
 		p.dirty.timers.set(id, w.next[id])
 		delete(p.dirty.waiting, id)
+		delete(p.dirty.gated, id)
+		if orchestrate.Gated(snap, id) {
+			p.dirty.gated[id] = struct{}{}
+		}
 	}
 	for id := range w.waiting {
 		p.dirty.waiting[id] = struct{}{}

@@ -148,6 +148,8 @@ type UpdateSet struct {
 type NoticeSet struct {
 	Service ServiceID `cbor:"1,keyasint"`
 	Text    string    `cbor:"2,keyasint,omitempty"`
+	// Opened is the template whose gate has opened; 0 changes nothing.
+	Opened TemplateID `cbor:"3,keyasint,omitempty"`
 }
 
 // PortsSet gives a service its allocated ports, or says why it has none.

@@ -125,6 +125,8 @@ type Service struct {
 	JobVersion   uint64 `cbor:"14,keyasint,omitempty"`
 	// Notice is what the planner has to say of the service as a whole, for users; usually nothing.
 	Notice string `cbor:"15,keyasint,omitempty"`
+	// Opened is the last template whose tasks were let go by what the service depends on; 0 for none.
+	Opened TemplateID `cbor:"30,keyasint,omitempty"`
 	// VIPs are the service's virtual addresses, one for each overlay network of the template in force, in
 	// its order; they share PortVersion with Ports. None with endpoint mode dnsrr.
 	VIPs []VIP `cbor:"16,keyasint,omitempty"`

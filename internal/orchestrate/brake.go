@@ -88,11 +88,11 @@ func (p *planner) hold() {
 
 // notice writes down for the users why tasks of the service are held, and takes it back afterwards.
 func (p *planner) notice() {
-	text := ""
+	text := p.waits
 	if p.noticed {
 		text = massFailure
 	}
-	if p.svc.Notice != text {
-		p.out.add(model.Change{SetNotice: &model.NoticeSet{Service: p.id, Text: text}})
+	if p.svc.Notice != text || p.opened != 0 {
+		p.out.add(model.Change{SetNotice: &model.NoticeSet{Service: p.id, Text: text, Opened: p.opened}})
 	}
 }

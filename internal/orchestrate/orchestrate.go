@@ -95,8 +95,10 @@ type planner struct {
 	lastTask    uint64
 	fresh       []model.TaskNew // first tasks of their slots
 	job         bool
-	brake       *Brake // looked at when the first node is down
-	noticed     bool   // the brake holds tasks of this service
+	brake       *Brake           // looked at when the first node is down
+	noticed     bool             // the brake holds tasks of this service
+	waits       string           // what the closed gate waits for; empty when tasks may start
+	opened      model.TemplateID // of the gate that opens in this call, else 0
 }
 
 func (p *planner) prepare() {
@@ -109,6 +111,7 @@ func (p *planner) prepare() {
 	p.history = historyLimit(p.snap)
 	p.lastTask = p.svc.LastTask
 	p.job = isJob(p.svc)
+	p.lookAtGate()
 }
 
 // wake asks to be planned again at t.
@@ -135,7 +138,7 @@ func (p *planner) tend(kept []*slot) {
 		}
 	}
 	roll := p.rollout(kept)
-	if p.out.empty() && len(p.fresh) == 0 {
+	if p.out.empty() && len(p.fresh) == 0 && p.waits == "" {
 		roll.plan()
 	}
 	for _, s := range kept {
@@ -170,6 +173,9 @@ func (p *planner) putFresh() {
 			JobIteration: p.svc.JobIteration, Base: p.snap.Index(), Tasks: rest[:n:n],
 		}
 		created := put.Text("created")
+		if p.waits != "" {
+			put.Desired = model.StateReady // prepared, so that they start at once when they may
+		}
 		for i := range put.Tasks {
 			put.Tasks[i].State, put.Tasks[i].Message = model.StateNew, created
 		}

@@ -280,7 +280,7 @@ func (p *planner) dropHeld(good []*model.Task) bool {
 
 // release lets a held task run when its delay is over and its predecessor has stopped.
 func (p *planner) release(s *slot, t *model.Task) {
-	if t.Desired >= model.StateRunning {
+	if t.Desired >= model.StateRunning || p.waits != "" {
 		return
 	}
 	if p.now < t.StartAt {

@@ -84,7 +84,7 @@ func (p *planner) fill(s *slot) {
 	if n := s.newest; n != nil && n.State.Terminal() {
 		startAt = max(startAt, p.afterEnd(n))
 	}
-	if startAt > p.now || p.stopping(s, ^uint64(0)) {
+	if startAt > p.now || p.waits != "" || p.stopping(s, ^uint64(0)) {
 		desired = model.StateReady
 	}
 	t := p.newTask(s, desired, startAt)

@@ -72,7 +72,12 @@ func (w *writer) change(c *model.Change) error {
 	case c.DeleteStack != "":
 		return w.deleteStack(c.DeleteStack)
 	case c.SetNotice != nil:
-		return w.editService(c.SetNotice.Service, func(v *model.Service) { v.Notice = c.SetNotice.Text })
+		return w.editService(c.SetNotice.Service, func(v *model.Service) {
+			v.Notice = c.SetNotice.Text
+			if c.SetNotice.Opened != 0 {
+				v.Opened = c.SetNotice.Opened
+			}
+		})
 	}
 	return model.Invalidf("a change of a kind that this version does not know")
 }

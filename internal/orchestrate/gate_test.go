@@ -1,0 +1,166 @@
+package orchestrate_test
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/moby/moby/api/types/swarm"
+	"github.com/skep-swarm/skep/internal/model"
+	"github.com/skep-swarm/skep/internal/orchestrate"
+)
+
+// named makes a spec of a stack's service that depends on others.
+func named(name, depends string, edit func(*swarm.ServiceSpec)) func(*swarm.ServiceSpec) {
+	return func(s *swarm.ServiceSpec) {
+		if edit != nil {
+			edit(s)
+		}
+		s.Name = "shop_" + name
+		s.Labels = map[string]string{"com.docker.stack.namespace": "shop"}
+		if depends != "" {
+			s.Labels[orchestrate.DependsLabel] = depends
+		}
+	}
+}
+
+// Tasks are prepared, and held until what they depend on is so far; then the gate stays open.
+func TestGateHoldsUntilHealthy(t *testing.T) {
+	w := newWorld(t, 1)
+	web := w.service(0, named("web", "db=service_healthy", replicas(2)))
+	w.settle()
+	if n := w.countRunning(web); n != 0 {
+		t.Fatalf("%d tasks run before their database", n)
+	}
+	for _, task := range w.live(web) {
+		if task.Desired != model.StateReady || task.State != model.StateReady {
+			t.Errorf("a task is %s and shall be %s; want it prepared", task.State, task.Desired)
+		}
+	}
+	if got := w.snap.Service(web).Notice; got != "waits for service shop_db, which does not exist" {
+		t.Errorf("notice %q", got)
+	}
+
+	db := w.service(0, named("db", "", replicas(1)))
+	w.plan()
+	if got := w.snap.Service(web).Notice; got != "waits for service shop_db (service_healthy)" {
+		t.Errorf("notice %q", got)
+	}
+	if n := w.countRunning(web); n != 0 {
+		t.Fatalf("%d tasks run before their database does", n)
+	}
+	w.settle()
+	if n := w.countRunning(web); n != 2 {
+		t.Fatalf("%d tasks run, want 2", n)
+	}
+	if got := w.snap.Service(web).Notice; got != "" {
+		t.Errorf("notice %q", got)
+	}
+
+	// The database goes: web's tasks still heal, and scale.
+	w.do(model.Change{DeleteService: db})
+	w.report(w.live(web)[0], model.StateFailed)
+	w.service(web, named("web", "db=service_healthy", replicas(3)))
+	w.advance(6e9)
+	w.settle()
+	w.advance(6e9)
+	w.settle()
+	if n := w.countRunning(web); n != 3 {
+		t.Errorf("%d tasks run without the database, want 3", n)
+	}
+}
+
+// complete ends the tasks of a job's run.
+func complete(w *world, job model.ServiceID) {
+	for _, task := range w.live(job) {
+		if !task.State.Terminal() {
+			w.report(task, model.StateComplete)
+		}
+	}
+}
+
+// An update waits for a job of the same deploy, and what runs goes on meanwhile.
+func TestGateHoldsARollout(t *testing.T) {
+	w := newWorld(t, 1)
+	web := w.service(0, named("web", "migrate=service_completed_successfully", replicas(2)))
+	migrate := w.service(0, named("migrate", "", func(s *swarm.ServiceSpec) {
+		one := uint64(1)
+		s.Mode = swarm.ServiceMode{ReplicatedJob: &swarm.ReplicatedJob{MaxConcurrent: &one, TotalCompletions: &one}}
+	}))
+	w.settle()
+	if n := w.countRunning(web); n != 0 {
+		t.Fatalf("%d tasks run before the job has completed", n)
+	}
+	complete(w, migrate)
+	w.settle()
+	old := w.snap.Service(web).Template
+	if n := w.countRunning(web); n != 2 {
+		t.Fatalf("%d tasks run after the job, want 2", n)
+	}
+
+	// Both are deployed anew.
+	w.service(migrate, named("migrate", "", func(s *swarm.ServiceSpec) {
+		one := uint64(1)
+		s.Mode = swarm.ServiceMode{ReplicatedJob: &swarm.ReplicatedJob{MaxConcurrent: &one, TotalCompletions: &one}}
+		s.TaskTemplate.ContainerSpec.Env = []string{"V=2"}
+	}))
+	w.service(web, named("web", "migrate=service_completed_successfully", func(s *swarm.ServiceSpec) {
+		replicas(2)(s)
+		s.TaskTemplate.ContainerSpec.Env = []string{"V=2"}
+	}))
+	w.settle()
+	for _, task := range w.live(web) {
+		if task.Template != old || task.State != model.StateRunning {
+			t.Errorf("task of template %d is %s; the old ones must go on", task.Template, task.State)
+		}
+	}
+	complete(w, migrate)
+	for range 5 {
+		w.settle()
+		w.advance(6e9)
+	}
+	for _, task := range w.live(web) {
+		if task.Template == old {
+			t.Error("an old task is left after the job has completed")
+		}
+	}
+}
+
+func TestGateConditions(t *testing.T) {
+	for text, ok := range map[string]bool{
+		"db": true, "db=service_started,q=service_healthy": true, "m=service_completed_successfully": true,
+		"": false, "=service_started": false, "db=ready": false, strings.Repeat("a,", 101) + "a": false,
+	} {
+		if orchestrate.ValidDepends(text) != ok {
+			t.Errorf("%.40q: valid is not %v", text, ok)
+		}
+	}
+	// Started is enough with the first task; healthy wants all, and a failing check counts as none.
+	w := newWorld(t, 1)
+	db := w.service(0, named("db", "", replicas(2)))
+	started := w.service(0, named("a", "db", replicas(1)))
+	healthy := w.service(0, named("b", "db=service_healthy", replicas(1)))
+	w.plan()
+	say := func(t *model.Task, h model.Health) {
+		w.seq++
+		w.do(model.Change{Report: &model.Report{Node: t.Node, Session: 1, Seq: w.seq, Tasks: []model.TaskReport{{Task: t.ID, State: model.StateRunning, Health: h}}}})
+	}
+	let := func(id model.ServiceID) (n int) {
+		for _, task := range w.live(id) {
+			if task.Desired == model.StateRunning {
+				n++
+			}
+		}
+		return n
+	}
+	for i, test := range []struct {
+		task   int
+		health model.Health
+		want   [2]int
+	}{{0, model.HealthNone, [2]int{1, 0}}, {1, model.HealthFailing, [2]int{1, 0}}, {1, model.HealthHealthy, [2]int{1, 1}}} {
+		say(w.live(db)[test.task], test.health)
+		w.plan()
+		if got := [2]int{let(started), let(healthy)}; got != test.want {
+			t.Errorf("step %d: %v may run, want %v", i, got, test.want)
+		}
+	}
+}
