@@ -1,7 +1,10 @@
 // Command mkimage makes the images of the demo and the tests and prints the path of
-// the tar, ready for `docker load` or `skep image load`:
+// each tar, ready for `docker load` or `skep image load`:
 //
-//	mkimage [-cache DIR] [-source DIR] [-o FILE] tiny|tiny:TAG|busybox|nginx
+//	mkimage [-cache DIR] [-source DIR] KIND…
+//	mkimage [-cache DIR] [-source DIR] -o FILE KIND
+//
+// Kinds are tiny, tiny:TAG, busybox, nginx, and the demo's: demo-web, demo-web:TAG, demo-redis, demo-nginx.
 package main
 
 import (
@@ -20,19 +23,21 @@ func main() {
 	source := flag.String("source", ".", "root of the skep repository, to build the test server of the tiny image")
 	output := flag.String("o", "", "copy the image to this file too")
 	flag.Usage = func() {
-		fmt.Fprintf(flag.CommandLine.Output(), "usage: mkimage [flags] %v\n", testimage.Kinds())
+		fmt.Fprintf(flag.CommandLine.Output(), "usage: mkimage [flags] KIND…   of %v\n", testimage.Kinds())
 		flag.PrintDefaults()
 	}
 	flag.Parse()
-	if flag.NArg() != 1 {
+	if flag.NArg() == 0 || *output != "" && flag.NArg() > 1 {
 		flag.Usage()
 		os.Exit(2)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
-	if err := run(ctx, testimage.Cache{Dir: *cache, Source: *source}, flag.Arg(0), *output); err != nil {
-		fmt.Fprintln(os.Stderr, "mkimage:", err)
-		os.Exit(1)
+	for _, kind := range flag.Args() {
+		if err := run(ctx, testimage.Cache{Dir: *cache, Source: *source}, kind, *output); err != nil {
+			fmt.Fprintln(os.Stderr, "mkimage:", err)
+			os.Exit(1)
+		}
 	}
 }
 

@@ -1,7 +1,9 @@
 package testimage
 
 import (
+	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -21,10 +23,12 @@ type Cache struct {
 }
 
 // Kinds are the images that a Cache can make.
-func Kinds() []string { return []string{"tiny", "busybox", "nginx"} }
+func Kinds() []string {
+	return []string{"tiny", "busybox", "nginx", "demo-web", "demo-redis", "demo-nginx"}
+}
 
 // Tar returns the path of the tar of an image, which it makes if it is not there yet.
-// kind is "busybox", "nginx", "tiny", or "tiny:TAG" for a further version of it.
+// kind is one of Kinds; "tiny:TAG" and "demo-web:TAG" are further versions.
 func (c Cache) Tar(ctx context.Context, kind string) (string, error) {
 	path, err := c.tar(ctx, kind)
 	if err != nil {
@@ -37,55 +41,72 @@ func (c Cache) tar(ctx context.Context, kind string) (string, error) {
 	if err := os.MkdirAll(c.Dir, 0o755); err != nil {
 		return "", err
 	}
+	name, tag, _ := strings.Cut(kind, ":")
 	switch {
 	case kind == "busybox":
 		img, err := Busybox(ctx)
 		if err != nil {
 			return "", err
 		}
-		return c.save("busybox", img)
+		return c.save(kind, img)
 	case kind == "nginx":
-		// Only nginx costs a download, so only it is looked up before it is made.
-		key, err := nginxKey(ctx)
+		return c.packaged(ctx, kind, nginxPackages(), nginxConf, Nginx)
+	case kind == "demo-nginx":
+		return c.packaged(ctx, kind, nginxPackages(), nginxConf, DemoNginx)
+	case kind == "demo-redis":
+		return c.packaged(ctx, kind, redisPackages(), "", DemoRedis)
+	case name == "tiny":
+		server, err := c.program(ctx, "testserver")
 		if err != nil {
 			return "", err
 		}
-		path := filepath.Join(c.Dir, "nginx-"+digest(key)[:12]+".tar")
-		if _, err := os.Stat(path); err == nil {
-			return path, nil
-		}
-		img, err := Nginx(ctx)
+		tag = cmp.Or(tag, "1")
+		return c.save("tiny-"+tag, Tiny("tiny:"+tag, server))
+	case name == "demo-web":
+		server, err := c.program(ctx, "demoweb")
 		if err != nil {
 			return "", err
 		}
-		return path, c.write(path, img)
-	case kind == "tiny" || strings.HasPrefix(kind, "tiny:"):
-		server, err := c.testserver(ctx)
-		if err != nil {
-			return "", err
-		}
-		ref := kind
-		if kind == "tiny" {
-			ref = TinyRef
-		}
-		return c.save(strings.ReplaceAll(ref, ":", "-"), Tiny(ref, server))
+		tag = cmp.Or(tag, "1")
+		return c.save("demo-web-"+tag, DemoWeb(tag, server))
 	}
 	return "", fmt.Errorf("there is no such kind; there are %s", strings.Join(Kinds(), ", "))
 }
 
-// testserver builds the static test server; Go's own cache makes this quick.
-func (c Cache) testserver(ctx context.Context) ([]byte, error) {
-	tmp, err := os.MkdirTemp("", "testserver")
+// packaged looks an image of Debian's packages up before it makes it, as that costs a download. The name
+// changes with the packages, the further files and this program.
+func (c Cache) packaged(ctx context.Context, name string, packages debian, more string, make func(context.Context) (Image, error)) (string, error) {
+	key, err := packages.key(ctx)
+	if err != nil {
+		return "", err
+	}
+	path := filepath.Join(c.Dir, name+"-"+digest(fmt.Append(key, more, recipe))[:12]+".tar")
+	if _, err := os.Stat(path); err == nil {
+		return path, nil
+	}
+	img, err := make(ctx)
+	if err != nil {
+		return "", err
+	}
+	return path, c.write(path, img)
+}
+
+// recipe is counted up when the same packages make another image than before.
+const recipe = 2
+
+// program builds a static program of this repository; Go's own cache makes this quick.
+func (c Cache) program(ctx context.Context, name string) ([]byte, error) {
+	tmp, err := os.MkdirTemp("", name)
 	if err != nil {
 		return nil, err
 	}
 	defer os.RemoveAll(tmp)
-	out := filepath.Join(tmp, "testserver")
-	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags=-s -w -buildid=", "-o", out, "./cmd/testserver")
+	out := filepath.Join(tmp, name)
+	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags=-s -w -buildid=", "-o", out, "./cmd/"+name)
 	cmd.Dir = c.Source
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH="+runtime.GOARCH)
 	if text, err := cmd.CombinedOutput(); err != nil {
-		return nil, fmt.Errorf("building the test server: %w: %s", err, text)
+		return nil, fmt.Errorf("building %s: %w: %s", name, err, text)
 	}
 	return os.ReadFile(out)
 }
@@ -96,7 +117,11 @@ func (c Cache) save(name string, img Image) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	path := filepath.Join(c.Dir, name+"-"+digest(append(layer, fmt.Sprint(img.Config)...))[:12]+".tar")
+	config, err := json.Marshal(img.Config)
+	if err != nil {
+		return "", err
+	}
+	path := filepath.Join(c.Dir, name+"-"+digest(append(layer, config...))[:12]+".tar")
 	if _, err := os.Stat(path); err == nil {
 		return path, nil
 	} else if !errors.Is(err, fs.ErrNotExist) {

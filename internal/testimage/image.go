@@ -20,6 +20,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"time"
 )
 
 // A File is one file, directory or symbolic link of an image.
@@ -28,6 +29,8 @@ type File struct {
 	Mode fs.FileMode // type and permissions
 	Data []byte      // content of a regular file
 	Link string      // target of a symbolic link
+	UID  int         // its owner
+	GID  int
 }
 
 // Config is how an image's containers run by default.
@@ -40,6 +43,17 @@ type Config struct {
 	StopSignal   string              `json:",omitempty"`
 	ExposedPorts map[string]struct{} `json:",omitempty"`
 	Labels       map[string]string   `json:",omitempty"`
+	Healthcheck  *Healthcheck        `json:",omitempty"`
+}
+
+// Healthcheck is Docker's extension of an image's configuration: how to tell that a container is well.
+type Healthcheck struct {
+	Test          []string // "CMD" or "CMD-SHELL" first
+	Interval      time.Duration
+	Timeout       time.Duration
+	StartPeriod   time.Duration
+	StartInterval time.Duration
+	Retries       int
 }
 
 // An Image is one layer with a name.
@@ -125,7 +139,7 @@ func (i Image) layer() ([]byte, error) {
 }
 
 func writeFile(out *tar.Writer, f File) error {
-	h := &tar.Header{Name: f.Path, Mode: int64(f.Mode.Perm()), Format: tar.FormatPAX}
+	h := &tar.Header{Name: f.Path, Mode: int64(f.Mode.Perm()), Uid: f.UID, Gid: f.GID, Format: tar.FormatPAX}
 	if f.Mode&fs.ModeSticky != 0 {
 		h.Mode |= 0o1000
 	}

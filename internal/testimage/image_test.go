@@ -165,6 +165,12 @@ func unpack(t *testing.T, img Image, root string) {
 // GET of the URL answers once it is up.
 func runImage(t *testing.T, img Image, url string, command ...string) string {
 	t.Helper()
+	return runUntil(t, img, func(ctx context.Context, h *lab.Host) (string, error) { return fetch(ctx, h.HTTPClient(), url) }, command...)
+}
+
+// runUntil does so until ask gets an answer.
+func runUntil(t *testing.T, img Image, ask func(context.Context, *lab.Host) (string, error), command ...string) string {
+	t.Helper()
 	if err := lab.Available(); err != nil {
 		t.Skip("needs a lab: ", err)
 	}
@@ -194,7 +200,7 @@ func runImage(t *testing.T, img Image, url string, command ...string) string {
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
 	for {
-		body, err := fetch(ctx, h.HTTPClient(), url)
+		body, err := ask(ctx, h)
 		if err == nil {
 			return body
 		}
@@ -240,7 +246,7 @@ func TestNginxServes(t *testing.T) {
 
 func TestTinyServes(t *testing.T) {
 	c := Cache{Dir: t.TempDir(), Source: "../.."}
-	server, err := c.testserver(t.Context())
+	server, err := c.program(t.Context(), "testserver")
 	if err != nil {
 		t.Fatal(err)
 	}
