@@ -29,12 +29,17 @@ import (
 	"google.golang.org/grpc"
 )
 
-// Network is the node's gateway network; *netapply.Network is one. All methods may be called concurrently and repeated.
+// Network is the node's networks; *netapply.Network is one. All methods may be called concurrently and repeated.
 type Network interface {
 	Sync(ctx context.Context, in netplan.Input) (changes int, err error)
 	AddTask(ctx context.Context, t netplan.Task) (path string, err error)
 	RemoveTask(ctx context.Context, id string) error
 	SetPorts(ctx context.Context, set []netplan.Port, del []netplan.PortKey) error
+	// SetOverlay comes before AddTask for a task of the network; RemoveOverlay after the last of them is removed.
+	SetOverlay(ctx context.Context, o netplan.Overlay) error
+	SetVIPs(ctx context.Context, network uint64, set []netplan.VIP, del []netip.Addr) error
+	RemoveOverlay(ctx context.Context, network uint64) error
+	SetDNS(ctx context.Context, id string, ports netplan.DNSPorts) error
 }
 
 // Keeper holds logs and ports over restarts of the daemon; *keeper.Client is one.
@@ -201,6 +206,7 @@ func New(cfg Config) (*Agent, error) {
 	if err := a.load(); err != nil {
 		return nil, errors.Join(err, st.close())
 	}
+	a.net.follow(a.overlays)
 	return a, nil
 }
 

@@ -39,6 +39,9 @@ func (c *controller) Prepare(ctx context.Context) ([]swarm.PortConfig, error) {
 		return nil, runtime.Invalid("the task's template is unknown")
 	}
 	gw, err := gatewayTask(c.t.container, msg)
+	if err == nil {
+		gw.Nets, err = attachments(msg)
+	}
 	if err != nil {
 		return nil, runtime.Invalid("the task's addresses: %v", err)
 	}
@@ -52,6 +55,9 @@ func (c *controller) Prepare(ctx context.Context) ([]swarm.PortConfig, error) {
 	if gw.Addr4.IsValid() {
 		// Without its part of the gateway network the node can start nothing that needs an address.
 		if err := c.a.net.wait(ctx); err != nil {
+			return nil, temporary{err}
+		}
+		if err := c.a.net.awaitOverlays(ctx, gw.Nets); err != nil {
 			return nil, temporary{err}
 		}
 		if !c.a.net.ip6() {

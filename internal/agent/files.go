@@ -64,7 +64,14 @@ func hostsFile(host string, gw netplan.Task, extra []string) []byte {
 	if short, _, ok := strings.Cut(host, "."); ok {
 		own += " " + short
 	}
-	for _, addr := range []netip.Addr{gw.Addr4, gw.Addr6} {
+	addrs := []netip.Addr{gw.Addr4, gw.Addr6}
+	if len(gw.Nets) > 0 {
+		addrs = nil // others know it by its addresses in its networks
+	}
+	for _, a := range gw.Nets {
+		addrs = append(addrs, a.Addr4, a.Addr6)
+	}
+	for _, addr := range addrs {
 		if addr.IsValid() {
 			fmt.Fprintf(&b, "%s\t%s\n", addr, own)
 		}

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -42,12 +43,13 @@ type fakeNet struct {
 	syncs int
 	tasks map[string]netplan.Task
 	ports map[netplan.PortKey]netplan.Port
-	onSet func() // told before ports change
+	nets  map[uint64]map[netip.Addr][]netip.Addr // virtual addresses and their backends
+	onSet func()                                 // told before ports change
 	fail  error
 }
 
 func newFakeNet() *fakeNet {
-	return &fakeNet{tasks: map[string]netplan.Task{}, ports: map[netplan.PortKey]netplan.Port{}}
+	return &fakeNet{tasks: map[string]netplan.Task{}, ports: map[netplan.PortKey]netplan.Port{}, nets: map[uint64]map[netip.Addr][]netip.Addr{}}
 }
 
 func (n *fakeNet) Sync(_ context.Context, in netplan.Input) (int, error) {
@@ -59,6 +61,13 @@ func (n *fakeNet) Sync(_ context.Context, in netplan.Input) (int, error) {
 	n.syncs++
 	clear(n.tasks)
 	clear(n.ports)
+	clear(n.nets)
+	for _, o := range in.Overlays {
+		n.nets[o.Num] = map[netip.Addr][]netip.Addr{}
+		for _, v := range o.VIPs {
+			n.nets[o.Num][v.Addr] = v.Backends
+		}
+	}
 	for _, t := range in.Tasks {
 		n.tasks[t.ID] = t
 	}
@@ -97,6 +106,54 @@ func (n *fakeNet) SetPorts(_ context.Context, set []netplan.Port, del []netplan.
 	for _, k := range del {
 		delete(n.ports, k)
 	}
+	return nil
+}
+
+func (n *fakeNet) SetOverlay(_ context.Context, o netplan.Overlay) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.nets[o.Num] = map[netip.Addr][]netip.Addr{}
+	for _, v := range o.VIPs {
+		n.nets[o.Num][v.Addr] = v.Backends
+	}
+	return nil
+}
+
+func (n *fakeNet) SetVIPs(_ context.Context, num uint64, set []netplan.VIP, del []netip.Addr) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.nets[num] == nil {
+		return netapply.ErrUnknownNetwork
+	}
+	for _, v := range set {
+		n.nets[num][v.Addr] = v.Backends
+	}
+	for _, a := range del {
+		delete(n.nets[num], a)
+	}
+	return nil
+}
+
+func (n *fakeNet) RemoveOverlay(_ context.Context, num uint64) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, t := range n.tasks {
+		for _, a := range t.Nets {
+			if a.Network == num {
+				return errors.New("a task is attached")
+			}
+		}
+	}
+	delete(n.nets, num)
+	return nil
+}
+
+func (n *fakeNet) SetDNS(_ context.Context, id string, ports netplan.DNSPorts) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	t := n.tasks[id]
+	t.DNS = ports
+	n.tasks[id] = t
 	return nil
 }
 

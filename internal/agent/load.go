@@ -121,7 +121,7 @@ func (a *Agent) loadTasks() error {
 	if err != nil {
 		return err
 	}
-	return a.store.each(taskPrefix, func(key string, value []byte) error {
+	err = a.store.each(taskPrefix, func(key string, value []byte) error {
 		m := &pb.Task{}
 		if err := proto.Unmarshal(value, m); err != nil {
 			return fmt.Errorf("stored %s: %w", key, err)
@@ -132,9 +132,12 @@ func (a *Agent) loadTasks() error {
 		}
 		t := newTask(a, m, a.templates[m.Template], st)
 		a.byID[t.id] = t
-		a.adopt(t)
 		return nil
 	})
+	for _, t := range a.byID {
+		a.adopt(t)
+	}
+	return err
 }
 
 // adopt tells the network of a task that an earlier process may have given one.
@@ -143,9 +146,13 @@ func (a *Agent) adopt(t *task) {
 		return
 	}
 	gw, err := gatewayTask(t.container, t.msg)
+	if err == nil {
+		gw.Nets, err = attachments(t.msg)
+	}
 	if err != nil {
 		gw = netplan.Task{ID: t.container}
 	}
+	gw.DNS = a.storedDNS(t.id)
 	a.net.adopt(t.id, gw, t.st)
 }
 
@@ -169,7 +176,7 @@ func (a *Agent) forget(t *task) {
 	}
 	delete(a.byID, t.id)
 	a.rep.drop(t.id)
-	a.saved(a.store.write(op{Key: taskPrefix + idText(t.id)}, op{Key: statePrefix + idText(t.id)}))
+	a.saved(a.store.write(op{Key: taskPrefix + idText(t.id)}, op{Key: statePrefix + idText(t.id)}, op{Key: dnsPrefix + idText(t.id)}))
 }
 
 func removeStore(dir string) error {

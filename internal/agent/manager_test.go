@@ -29,6 +29,7 @@ type scripted struct {
 	order    []model.TaskID
 	tpls     map[uint64]*pb.Template
 	rows     []*pb.PortRow
+	nets     []*pb.TaskNet // of tasks that are assigned from now on
 	states   map[model.TaskID]model.TaskReport
 	history  map[model.TaskID][]model.TaskState
 	out      chan *pb.ToAgent // of the open session
@@ -212,7 +213,7 @@ func (m *scripted) assign(num uint64, tpl uint64, desired model.TaskState) model
 	t := m.tasks[id]
 	if t == nil {
 		addr := netip.AddrFrom4([4]byte{10, 128, 1, byte(2 + num%250)})
-		t = &pb.Task{Ref: wire.Ref(id), Id: externalID(num), Slot: uint32(num), Template: tpl, State: uint32(model.StateAssigned), Gateway4: wire.AddrBytes(addr)}
+		t = &pb.Task{Ref: wire.Ref(id), Id: externalID(num), Slot: uint32(num), Template: tpl, State: uint32(model.StateAssigned), Gateway4: wire.AddrBytes(addr), Nets: m.nets}
 		m.tasks[id] = t
 		m.order = append(m.order, id)
 	}

@@ -21,8 +21,8 @@ const (
 	networkWait = 30 * time.Second // until a task's step gives up and says why
 )
 
-// network is what the node's gateway network should be: tasks with an address, published ports, and who holds which port
-// of the host. One goroutine (run) brings the world in line with it. Safe for concurrent use.
+// network is what the node's networks should be: tasks with an address, published ports, who holds which port of the host,
+// and overlay networks. One goroutine (run) brings the world in line with it. Safe for concurrent use.
 type network struct {
 	cfg   Config
 	wake  chan struct{} // holds a token when something changed
@@ -51,13 +51,19 @@ type network struct {
 	passes   uint64        // begun so far
 	passed   uint64        // the last one that succeeded
 	clashes  map[netplan.PortKey]model.PortClash
+
+	nets  *overlays
+	watch *overlayWatch
+	laid  map[model.NetworkID]laid
+	dying map[model.NetworkID]bool // gone for the managers, and to be taken away here
 }
 
 func newNetwork(cfg Config) *network {
 	return &network{cfg: cfg, wake: make(chan struct{}, 1), ready: make(chan struct{}), full: true,
 		rows: map[netplan.PortKey]netplan.Port{}, added: map[model.TaskID]netplan.Task{}, claims: map[model.TaskID]*claim{},
 		owners: map[netplan.PortKey]model.TaskID{}, held: map[netplan.PortKey]bool{},
-		applied: map[netplan.PortKey]netplan.Port{}, settled: make(chan struct{}), clashes: map[netplan.PortKey]model.PortClash{}}
+		applied: map[netplan.PortKey]netplan.Port{}, settled: make(chan struct{}), clashes: map[netplan.PortKey]model.PortClash{},
+		laid: map[model.NetworkID]laid{}, dying: map[model.NetworkID]bool{}}
 }
 
 // change edits under the lock and wakes run.
@@ -134,7 +140,11 @@ func (n *network) addTask(ctx context.Context, id model.TaskID, t netplan.Task) 
 	if !n.ip6() {
 		t.Addr6 = netip.Addr{}
 	}
+	t = n.plain(t)
 	n.mu.Lock()
+	if t.DNS == (netplan.DNSPorts{}) {
+		t.DNS = n.added[id].DNS
+	}
 	n.added[id] = t
 	n.mu.Unlock()
 	path, err := n.cfg.Network.AddTask(ctx, t)
@@ -187,9 +197,7 @@ func (n *network) drop(ctx context.Context, id model.TaskID, container string) e
 	default:
 		// The first full pass takes away what is not in its list.
 	}
-	n.mu.Lock()
-	delete(n.added, id)
-	n.mu.Unlock()
+	n.change(func() { delete(n.added, id) }) // a network may go with its last task
 	return nil
 }
 
@@ -199,7 +207,7 @@ func (n *network) adopt(id model.TaskID, t netplan.Task, st status) {
 	defer n.mu.Unlock()
 	if t.Addr4.IsValid() {
 		t.PID = int(st.PID)
-		n.added[id] = t
+		n.added[id] = n.plain(t)
 	}
 	c := newClaim(t, st.HostPorts)
 	if len(c.ports) == 0 {
@@ -241,6 +249,7 @@ func (n *network) run(ctx context.Context, a *Agent) {
 		}
 		select {
 		case <-n.wake:
+		case <-n.watch.wake:
 		case <-timer:
 		case <-ctx.Done():
 			return
@@ -265,7 +274,7 @@ func (n *network) pass(ctx context.Context) error {
 	if full {
 		err = n.syncAll(ctx)
 	} else {
-		err = n.setPorts(ctx)
+		err = errors.Join(n.setPorts(ctx), n.setOverlays(ctx))
 	}
 	if err != nil {
 		return err
@@ -303,8 +312,11 @@ func (n *network) want() map[netplan.PortKey]netplan.Port {
 func (n *network) syncAll(ctx context.Context) error {
 	n.gate.Lock()
 	defer n.gate.Unlock()
+	due := n.watch.take() // a full pass has all of it
 	n.mu.Lock()
 	in := netplan.Input{Node: n.node}
+	var nets map[model.NetworkID]laid
+	in.Overlays, nets = n.overlayInput()
 	want := n.want()
 	for k, p := range want {
 		if n.node.CheckPort(p) != nil {
@@ -317,6 +329,8 @@ func (n *network) syncAll(ctx context.Context) error {
 		if !n.node.IPv6() {
 			t.Addr6 = netip.Addr{}
 		}
+		// Of a network that is gone only tasks that are about to end are left.
+		t.Nets = slices.DeleteFunc(slices.Clone(t.Nets), func(a netplan.Attachment) bool { return nets[model.NetworkID(a.Network)] == nil })
 		if n.node.CheckTask(t) == nil {
 			in.Tasks = append(in.Tasks, t)
 		}
@@ -325,12 +339,14 @@ func (n *network) syncAll(ctx context.Context) error {
 	n.mu.Unlock()
 	slices.SortFunc(in.Tasks, func(a, b netplan.Task) int { return a.Addr4.Compare(b.Addr4) })
 	if _, err := n.cfg.Network.Sync(ctx, in); err != nil {
+		n.watch.again(due)
 		n.mu.Lock()
 		n.full = true
 		n.mu.Unlock()
 		return err
 	}
 	n.mu.Lock()
+	n.laid, n.dying = nets, map[model.NetworkID]bool{}
 	n.settle(want)
 	n.mu.Unlock()
 	select {
