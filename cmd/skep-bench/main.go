@@ -53,6 +53,7 @@ type target struct {
 type options struct {
 	skep, counts, source, profile string
 	replicas                      []int
+	dns                           bool
 }
 
 func main() {
@@ -62,6 +63,7 @@ func main() {
 	flag.StringVar(&o.counts, "replicas", "1,10,50,100", "numbers of replicas")
 	flag.StringVar(&o.source, "source", ".", "root of the skep repository, for the tiny image")
 	flag.StringVar(&o.profile, "profile", "", "write a CPU profile of the daemon to this file, while it starts and removes the most replicas once more")
+	flag.BoolVar(&o.dns, "dns", false, "measure DNS only, beside dnsmasq")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -72,6 +74,9 @@ func main() {
 }
 
 func run(ctx context.Context, o options) error {
+	if o.dns {
+		return reportDNS(ctx, os.Stdout)
+	}
 	for word := range strings.SplitSeq(o.counts, ",") {
 		n, err := strconv.Atoi(word)
 		if err != nil || n < 1 {
@@ -96,6 +101,9 @@ func run(ctx context.Context, o options) error {
 		err = profile(ctx, t, slices.Max(o.replicas), o.profile)
 	}
 	if err := errors.Join(err, t.finish()); err != nil {
+		return err
+	}
+	if err := reportDNS(ctx, os.Stdout); err != nil {
 		return err
 	}
 	host := os.Getenv("BENCH_DOCKER_HOST")
