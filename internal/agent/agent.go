@@ -18,6 +18,7 @@ import (
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/swarm"
 	"github.com/skep-swarm/skep/internal/keeper"
+	"github.com/skep-swarm/skep/internal/keeper/dns"
 	"github.com/skep-swarm/skep/internal/keeper/jsonlog"
 	"github.com/skep-swarm/skep/internal/keeper/ports"
 	"github.com/skep-swarm/skep/internal/model"
@@ -39,10 +40,11 @@ type Network interface {
 	SetOverlay(ctx context.Context, o netplan.Overlay) error
 	SetVIPs(ctx context.Context, network uint64, set []netplan.VIP, del []netip.Addr) error
 	RemoveOverlay(ctx context.Context, network uint64) error
+	// SetDNS says where in a task's namespace its resolver listens.
 	SetDNS(ctx context.Context, id string, ports netplan.DNSPorts) error
 }
 
-// Keeper holds logs and ports over restarts of the daemon; *keeper.Client is one.
+// Keeper holds logs, ports and names over restarts of the daemon; *keeper.Client is one.
 type Keeper interface {
 	Open(ctx context.Context, spec keeper.LogSpec) (keeper.Files, error)
 	Close(ctx context.Context, id string) error
@@ -50,6 +52,9 @@ type Keeper interface {
 	Hold(ctx context.Context, list []ports.Port) ([]error, error)
 	Probe(ctx context.Context, list []ports.Port) ([]error, error)
 	Release(ctx context.Context, list []ports.Port) error
+	OpenNames(ctx context.Context, cfg dns.TaskNames) (dns.Ports, error)
+	CloseNames(ctx context.Context, id string) error
+	SetNames(ctx context.Context, t dns.Table) error
 	List(ctx context.Context) (keeper.Listing, error)
 }
 
@@ -138,6 +143,7 @@ type Agent struct {
 	net        *network
 	safe       *safe
 	overlays   *overlays
+	names      *names
 	logs       jsonlog.Reader
 	streams    chan struct{} // one token for each stream that is served
 	redescribe chan struct{} // holds a token when the description changed
@@ -203,6 +209,7 @@ func New(cfg Config) (*Agent, error) {
 	a.net = newNetwork(cfg)
 	a.safe = newSafe()
 	a.overlays = newOverlays()
+	a.names = newNames(cfg)
 	if err := a.load(); err != nil {
 		return nil, errors.Join(err, st.close())
 	}
@@ -228,6 +235,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	}
 	var wg sync.WaitGroup
 	wg.Go(func() { a.net.run(ctx, a) })
+	wg.Go(func() { a.names.run(ctx, a) })
 	wg.Go(func() { a.prune(ctx) })
 	for _, t := range list {
 		a.launch(t)
@@ -307,6 +315,8 @@ func (a *Agent) Forget(ctx context.Context) error {
 		})
 	}
 	wg.Wait()
+	held, err := a.cfg.Keeper.List(ctx)
+	errs = append(errs, err, a.names.prune(ctx, newOverlays(), held, nil, nil))
 	files, err := a.cfg.Files.List()
 	errs = append(errs, err, a.pruneFiles(files, nil, nil), a.net.releaseAll(ctx), a.pruneContainers(ctx, map[string]bool{}), removeStore(a.cfg.Dir))
 	return errors.Join(errs...)

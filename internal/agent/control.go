@@ -80,6 +80,9 @@ func (c *controller) Prepare(ctx context.Context) ([]swarm.PortConfig, error) {
 		if spec.NetNS, err = c.a.net.addTask(ctx, c.t.id, gw); err != nil {
 			return nil, fmt.Errorf("network: %w", err)
 		}
+		if err := c.a.names.start(ctx, c.a, c.t.id, c.t.container, spec.NetNS, msg, tpl); err != nil {
+			return nil, temporary{err}
+		}
 	}
 	if err := c.a.writeFiles(&spec, gw); err != nil {
 		return nil, fmt.Errorf("prepare files of the container: %w", err)
@@ -251,7 +254,8 @@ func (c *controller) Release(ctx context.Context) error {
 	if err := c.stop(ctx); err != nil {
 		return err
 	}
-	err = errors.Join(c.a.cfg.Files.Remove(c.t.container), c.a.cfg.Keeper.Close(ctx, c.t.container), c.a.net.drop(ctx, c.t.id, c.t.container))
+	err = errors.Join(c.a.cfg.Files.Remove(c.t.container), c.a.cfg.Keeper.Close(ctx, c.t.container),
+		c.a.cfg.Keeper.CloseNames(ctx, c.t.container), c.a.net.drop(ctx, c.t.id, c.t.container))
 	if err != nil {
 		return fmt.Errorf("clean up after container %s: %w", c.t.container[:12], err)
 	}
@@ -276,7 +280,8 @@ func (c *controller) Remove(ctx context.Context) error {
 		return fmt.Errorf("remove container %s: %w", c.t.container[:12], err)
 	}
 	dir := c.a.containerDir(c.t.container)
-	return errors.Join(c.a.cfg.Files.Remove(c.t.container), c.a.net.drop(ctx, c.t.id, c.t.container), c.a.cfg.Keeper.Remove(ctx, dir, c.t.container), os.RemoveAll(dir))
+	return errors.Join(c.a.cfg.Files.Remove(c.t.container), c.a.cfg.Keeper.CloseNames(ctx, c.t.container),
+		c.a.net.drop(ctx, c.t.id, c.t.container), c.a.cfg.Keeper.Remove(ctx, dir, c.t.container), os.RemoveAll(dir))
 }
 
 func (a *Agent) containerDir(id string) string { return filepath.Join(a.cfg.Containers, id) }

@@ -15,12 +15,6 @@ import (
 	"github.com/skep-swarm/skep/internal/runtime"
 )
 
-// systemdResolvConf lists the real resolvers of a host whose resolv.conf names systemd-resolved on a loopback address.
-const systemdResolvConf = "/run/systemd/resolve/resolv.conf"
-
-// fallbackResolvers are Docker's for a host that has only loopback resolvers.
-var fallbackResolvers = []string{"8.8.8.8", "8.8.4.4"}
-
 // writeFiles makes /etc/hosts, /etc/hostname and /etc/resolv.conf of a container.
 func (a *Agent) writeFiles(spec *runtime.Spec, gw netplan.Task) error {
 	dir := a.containerDir(spec.ID)
@@ -31,13 +25,18 @@ func (a *Agent) writeFiles(spec *runtime.Spec, gw netplan.Task) error {
 	if host == "" {
 		host = spec.ID[:12]
 	}
-	resolv, err := a.resolvConf(spec.Task.ContainerSpec.DNSConfig)
-	if err != nil {
+	resolv, err := os.ReadFile(a.cfg.ResolvConf)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
+	}
+	if gw.Addr4.IsValid() {
+		resolv = resolvConf(resolv, spec.Task.ContainerSpec.DNSConfig)
+	} else {
+		resolv = hostResolv(resolv, spec.Task.ContainerSpec.DNSConfig)
 	}
 	spec.HostsFile, spec.HostnameFile, spec.ResolvConf = filepath.Join(dir, "hosts"), filepath.Join(dir, "hostname"), filepath.Join(dir, "resolv.conf")
 	return errors.Join(
-		writeOnce(spec.HostsFile, hostsFile(host, gw, spec.Task.ContainerSpec.Hosts)),
+		writeOnce(spec.HostsFile, hostsFile(host, addresses(gw), spec.Task.ContainerSpec.Hosts)),
 		writeOnce(spec.HostnameFile, []byte(host+"\n")),
 		writeOnce(spec.ResolvConf, resolv))
 }
@@ -51,7 +50,7 @@ func writeOnce(path string, data []byte) error {
 }
 
 // hostsFile is a container's /etc/hosts; extra lines are "IP name alias…", as services have them.
-func hostsFile(host string, gw netplan.Task, extra []string) []byte {
+func hostsFile(host string, own []netip.Addr, extra []string) []byte {
 	var b bytes.Buffer
 	b.WriteString("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n" +
 		"fe00::\tip6-localnet\nff00::\tip6-mcastprefix\nff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n")
@@ -60,54 +59,57 @@ func hostsFile(host string, gw netplan.Task, extra []string) []byte {
 			fmt.Fprintf(&b, "%s\t%s\n", f[0], strings.Join(f[1:], " "))
 		}
 	}
-	own := host
+	names := host
 	if short, _, ok := strings.Cut(host, "."); ok {
-		own += " " + short
+		names += " " + short
 	}
-	addrs := []netip.Addr{gw.Addr4, gw.Addr6}
-	if len(gw.Nets) > 0 {
-		addrs = nil // others know it by its addresses in its networks
-	}
-	for _, a := range gw.Nets {
-		addrs = append(addrs, a.Addr4, a.Addr6)
-	}
-	for _, addr := range addrs {
+	for _, addr := range own {
 		if addr.IsValid() {
-			fmt.Fprintf(&b, "%s\t%s\n", addr, own)
+			fmt.Fprintf(&b, "%s\t%s\n", addr, names)
 		}
 	}
 	return b.Bytes()
 }
 
-// resolvConf is a container's resolv.conf: the host's, with what the service says instead.
-func (a *Agent) resolvConf(dns *swarm.DNSConfig) ([]byte, error) {
-	host, err := os.ReadFile(a.cfg.ResolvConf)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, err
+// addresses are those that a task's own hostname means: in its networks, in their order, where others know it by; a task without
+// any has its gateway address only.
+func addresses(gw netplan.Task) []netip.Addr {
+	if len(gw.Nets) == 0 {
+		return []netip.Addr{gw.Addr4, gw.Addr6}
 	}
+	var out []netip.Addr
+	for _, n := range gw.Nets {
+		out = append(out, n.Addr4, n.Addr6)
+	}
+	return out
+}
+
+// hostResolv is the resolv.conf of a container without a resolver of ours, as in the host's network: the host's, with what the
+// service says instead.
+func hostResolv(host []byte, spec *swarm.DNSConfig) []byte {
 	servers, search, options := parseResolv(host)
-	if len(servers) == 0 {
-		if real, err := os.ReadFile(systemdResolvConf); err == nil {
-			servers, _, _ = parseResolv(real)
+	search, options = preferred(search, options, spec)
+	if spec != nil && len(spec.Nameservers) > 0 {
+		servers = servers[:0:0]
+		for _, s := range spec.Nameservers {
+			servers = append(servers, s.String())
 		}
 	}
-	if len(servers) == 0 {
-		servers = fallbackResolvers
+	return formatResolv(servers, search, options)
+}
+
+// preferred puts the service's search domains and options in the place of the host's.
+func preferred(search, options []string, spec *swarm.DNSConfig) ([]string, []string) {
+	if spec != nil && len(spec.Search) > 0 {
+		search = spec.Search
 	}
-	if dns != nil {
-		if len(dns.Nameservers) > 0 {
-			servers = servers[:0:0]
-			for _, s := range dns.Nameservers {
-				servers = append(servers, s.String())
-			}
-		}
-		if len(dns.Search) > 0 {
-			search = dns.Search
-		}
-		if len(dns.Options) > 0 {
-			options = dns.Options
-		}
+	if spec != nil && len(spec.Options) > 0 {
+		options = spec.Options
 	}
+	return search, options
+}
+
+func formatResolv(servers, search, options []string) []byte {
 	var b bytes.Buffer
 	for _, s := range servers {
 		fmt.Fprintf(&b, "nameserver %s\n", s)
@@ -118,10 +120,10 @@ func (a *Agent) resolvConf(dns *swarm.DNSConfig) ([]byte, error) {
 	if len(options) > 0 {
 		fmt.Fprintf(&b, "options %s\n", strings.Join(options, " "))
 	}
-	return b.Bytes(), nil
+	return b.Bytes()
 }
 
-// parseResolv reads a resolv.conf and leaves out resolvers on loopback addresses, which a container cannot reach.
+// parseResolv reads a resolv.conf.
 func parseResolv(data []byte) (servers, search, options []string) {
 	for line := range strings.Lines(string(data)) {
 		f := strings.Fields(line)
@@ -130,10 +132,7 @@ func parseResolv(data []byte) (servers, search, options []string) {
 		}
 		switch f[0] {
 		case "nameserver":
-			addr, err := netip.ParseAddr(f[1])
-			if err == nil && !addr.IsLoopback() && !addr.IsUnspecified() {
-				servers = append(servers, f[1])
-			}
+			servers = append(servers, f[1])
 		case "search", "domain":
 			search = f[1:]
 		case "options":

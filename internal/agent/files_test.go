@@ -16,35 +16,46 @@ import (
 )
 
 func TestResolvConf(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "resolv.conf")
-	a := &Agent{cfg: Config{ResolvConf: path}}
+	own := &swarm.DNSConfig{Nameservers: []netip.Addr{netip.MustParseAddr("1.1.1.1")}, Search: []string{"."}, Options: []string{"rotate"}}
 	for _, c := range []struct {
-		name, host string
-		dns        *swarm.DNSConfig
-		want       string
+		name, host  string
+		dns         *swarm.DNSConfig
+		ours, hosts string
 	}{
-		{"the host's", "# x\nnameserver 10.0.0.2\nnameserver 127.0.0.53\nsearch a.b c.d\noptions ndots:2\n", nil, "nameserver 10.0.0.2\nsearch a.b c.d\noptions ndots:2\n"},
-		{"the service's", "nameserver 10.0.0.2\nsearch a.b\n", &swarm.DNSConfig{Nameservers: []netip.Addr{netip.MustParseAddr("1.1.1.1")}, Search: []string{"."}, Options: []string{"rotate"}},
-			"nameserver 1.1.1.1\noptions rotate\n"},
+		{"the host's", "# x\nnameserver 10.0.0.2\nnameserver 127.0.0.53\nsearch a.b c.d\noptions ndots:2\n", nil,
+			"nameserver 127.0.0.11\nsearch a.b c.d\noptions ndots:2\n", "nameserver 10.0.0.2\nnameserver 127.0.0.53\nsearch a.b c.d\noptions ndots:2\n"},
+		{"the service's", "nameserver 10.0.0.2\nsearch a.b\n", own, "nameserver 127.0.0.11\noptions rotate ndots:0\n", "nameserver 1.1.1.1\noptions rotate\n"},
+		{"none", "", nil, "nameserver 127.0.0.11\noptions ndots:0\n", ""},
 	} {
-		t.Run(c.name, func(t *testing.T) {
-			if err := os.WriteFile(path, []byte(c.host), 0o600); err != nil {
-				t.Fatal(err)
-			}
-			got, err := a.resolvConf(c.dns)
-			if err != nil || string(got) != c.want {
-				t.Errorf("%q, %v; want %q", got, err, c.want)
-			}
-		})
+		if got := string(resolvConf([]byte(c.host), c.dns)); got != c.ours {
+			t.Errorf("%s: %q, want %q", c.name, got, c.ours)
+		}
+		if got := string(hostResolv([]byte(c.host), c.dns)); got != c.hosts {
+			t.Errorf("%s, in the host's network: %q, want %q", c.name, got, c.hosts)
+		}
+	}
+	if len(own.Options) != 1 {
+		t.Error("the shared spec was changed")
 	}
 }
 
 func TestHostsFile(t *testing.T) {
-	got := string(hostsFile("web.example", netplan.Task{Addr4: netip.MustParseAddr("10.1.2.3"), Addr6: netip.MustParseAddr("fd00::3")}, []string{"10.9.9.9 db  db.local", "broken"}))
-	want := "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\nfe00::\tip6-localnet\nff00::\tip6-mcastprefix\n" +
-		"ff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n10.9.9.9\tdb db.local\n10.1.2.3\tweb.example web\nfd00::3\tweb.example web\n"
-	if got != want {
-		t.Errorf("%q, want %q", got, want)
+	gw := netplan.Task{Addr4: netip.MustParseAddr("10.1.2.3"), Addr6: netip.MustParseAddr("fd00::3")}
+	head := "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\nfe00::\tip6-localnet\nff00::\tip6-mcastprefix\n" +
+		"ff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n10.9.9.9\tdb db.local\n"
+	for _, c := range []struct {
+		nets []netplan.Attachment
+		want string
+	}{
+		{nil, "10.1.2.3\tweb.example web\nfd00::3\tweb.example web\n"},
+		{[]netplan.Attachment{{Network: 1, Addr4: netip.MustParseAddr("10.0.1.5")}, {Network: 2, Addr4: netip.MustParseAddr("10.0.2.5"), Addr6: netip.MustParseAddr("fd01::5")}},
+			"10.0.1.5\tweb.example web\n10.0.2.5\tweb.example web\nfd01::5\tweb.example web\n"},
+	} {
+		gw.Nets = c.nets
+		got := string(hostsFile("web.example", addresses(gw), []string{"10.9.9.9 db  db.local", "broken"}))
+		if got != head+c.want {
+			t.Errorf("%q, want %q", got, head+c.want)
+		}
 	}
 }
 
@@ -127,7 +138,7 @@ func TestForget(t *testing.T) {
 	if stopped < 0 || removed < stopped {
 		t.Errorf("the container was not stopped before it was removed: %q", steps)
 	}
-	if len(h.node.Containers()) != 0 || h.net.numTasks() != 0 || h.keeper.numLogs() != 0 || h.keeper.numHeld() != 0 {
+	if len(h.node.Containers()) != 0 || h.net.numTasks() != 0 || h.keeper.numLogs() != 0 || h.keeper.numHeld() != 0 || h.keeper.numNamed() != 0 {
 		t.Errorf("left: %d containers, %d networks, %d logs", len(h.node.Containers()), h.net.numTasks(), h.keeper.numLogs())
 	}
 	if _, err := os.Stat(filepath.Join(h.config().Dir, journalName)); err == nil {

@@ -17,6 +17,7 @@ import (
 
 	"github.com/moby/moby/api/types/swarm"
 	"github.com/skep-swarm/skep/internal/keeper"
+	"github.com/skep-swarm/skep/internal/keeper/dns"
 	"github.com/skep-swarm/skep/internal/keeper/ports"
 	"github.com/skep-swarm/skep/internal/netapply"
 	"github.com/skep-swarm/skep/internal/netplan"
@@ -148,13 +149,23 @@ func (n *fakeNet) RemoveOverlay(_ context.Context, num uint64) error {
 	return nil
 }
 
-func (n *fakeNet) SetDNS(_ context.Context, id string, ports netplan.DNSPorts) error {
+func (n *fakeNet) SetDNS(_ context.Context, id string, p netplan.DNSPorts) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	t := n.tasks[id]
-	t.DNS = ports
+	t, ok := n.tasks[id]
+	if !ok {
+		return fmt.Errorf("no task %s", id)
+	}
+	t.DNS = p
 	n.tasks[id] = t
 	return nil
+}
+
+// dns is where a task's questions are led.
+func (n *fakeNet) dns(id string) netplan.DNSPorts {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.tasks[id].DNS
 }
 
 func (n *fakeNet) port(k netplan.PortKey) (netplan.Port, bool) {
@@ -176,10 +187,69 @@ type fakeKeeper struct {
 	logs    map[string]bool
 	held    map[ports.Port]bool
 	foreign map[ports.Port]string
+	named   map[string]dns.TaskNames
+	ports   map[string]dns.Ports // of named
+	tables  map[uint64][]dns.Table
+	opened  int
 }
 
 func newFakeKeeper() *fakeKeeper {
-	return &fakeKeeper{logs: map[string]bool{}, held: map[ports.Port]bool{}, foreign: map[ports.Port]string{}}
+	return &fakeKeeper{logs: map[string]bool{}, held: map[ports.Port]bool{}, foreign: map[ports.Port]string{},
+		named: map[string]dns.TaskNames{}, ports: map[string]dns.Ports{}, tables: map[uint64][]dns.Table{}}
+}
+
+func (k *fakeKeeper) OpenNames(_ context.Context, cfg dns.TaskNames) (dns.Ports, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if _, ok := k.named[cfg.ID]; !ok {
+		k.opened++
+		k.ports[cfg.ID] = dns.Ports{UDP: uint16(40000 + k.opened), TCP: uint16(40000 + k.opened)}
+	}
+	k.named[cfg.ID] = cfg
+	return k.ports[cfg.ID], nil
+}
+
+func (k *fakeKeeper) CloseNames(_ context.Context, id string) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	delete(k.named, id)
+	return nil
+}
+
+// SetNames keeps every table since the last complete one.
+func (k *fakeKeeper) SetNames(_ context.Context, t dns.Table) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	switch {
+	case t.Gone:
+		delete(k.tables, t.Network)
+	case t.Complete:
+		k.tables[t.Network] = []dns.Table{t}
+	case k.tables[t.Network] == nil:
+		return errors.New("changes to a table that is not known")
+	default:
+		k.tables[t.Network] = append(k.tables[t.Network], t)
+	}
+	return nil
+}
+
+func (k *fakeKeeper) names(id string) (dns.TaskNames, dns.Ports, bool) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	c, ok := k.named[id]
+	return c, k.ports[id], ok
+}
+
+func (k *fakeKeeper) table(id uint64) []dns.Table {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return slices.Clone(k.tables[id])
+}
+
+func (k *fakeKeeper) numNamed() int {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return len(k.named) + len(k.tables)
 }
 
 func (k *fakeKeeper) Open(_ context.Context, s keeper.LogSpec) (keeper.Files, error) {
@@ -239,7 +309,11 @@ func (k *fakeKeeper) Release(_ context.Context, list []ports.Port) error {
 func (k *fakeKeeper) List(context.Context) (keeper.Listing, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	return keeper.Listing{Logs: slices.Sorted(maps.Keys(k.logs)), Ports: slices.Collect(maps.Keys(k.held))}, nil
+	l := keeper.Listing{Logs: slices.Sorted(maps.Keys(k.logs)), Ports: slices.Collect(maps.Keys(k.held)), Networks: slices.Sorted(maps.Keys(k.tables))}
+	for id := range k.named {
+		l.Names = append(l.Names, keeper.Named{ID: id, Ports: k.ports[id]})
+	}
+	return l, nil
 }
 
 func (k *fakeKeeper) holds(p ports.Port) bool {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"sync"
@@ -154,6 +155,13 @@ func (n *network) addTask(ctx context.Context, id model.TaskID, t netplan.Task) 
 		n.mu.Unlock()
 	}
 	return path, err
+}
+
+// tasks are those with a network.
+func (n *network) tasks() map[model.TaskID]netplan.Task {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return maps.Clone(n.added)
 }
 
 // started tells that a task's process runs: its ports in host mode are published, and its process keeps its namespace.

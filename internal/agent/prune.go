@@ -64,7 +64,8 @@ func (a *Agent) pruneOnce(ctx context.Context) error {
 			errs = append(errs, a.cfg.Keeper.Close(ctx, id))
 		}
 	}
-	errs = append(errs, a.pruneContainers(ctx, wanted), a.pruneFiles(files, wanted, ended), a.net.prunePorts(ctx, held.Ports))
+	errs = append(errs, a.pruneContainers(ctx, wanted), a.pruneFiles(files, wanted, ended), a.net.prunePorts(ctx, held.Ports),
+		a.names.prune(ctx, a.overlays, held, wanted, ended))
 	return errors.Join(errs...)
 }
 

@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/skep-swarm/skep/internal/keeper/dns"
 	"github.com/skep-swarm/skep/internal/keeper/ports"
 )
 
@@ -40,8 +41,14 @@ type Listing struct {
 	// Ports are the ports held, sorted.
 	Ports []ports.Port `json:"ports"`
 	// Names are the tasks whose names are answered, Networks those whose tables are known; both sorted.
-	Names    []string `json:"names,omitempty"`
+	Names    []Named  `json:"names,omitempty"`
 	Networks []uint64 `json:"networks,omitempty"`
+}
+
+// Named is a task whose names are answered, and on which ports.
+type Named struct {
+	ID    string    `json:"id"`
+	Ports dns.Ports `json:"ports"`
 }
 
 // A Client talks to the keeper of one directory, and starts or replaces it

@@ -208,11 +208,11 @@ func (n *names) replay(id uint64) error {
 	return nil
 }
 
-// ids are the tasks whose names are answered.
-func (n *names) ids() []string {
-	var out []string
+// list is the tasks whose names are answered.
+func (n *names) list() []Named {
+	var out []Named
 	for _, t := range n.Tasks() {
-		out = append(out, t.ID)
+		out = append(out, Named{t.ID, t.Ports})
 	}
 	return out
 }

@@ -155,7 +155,7 @@ func TestNamesLife(t *testing.T) {
 		t.Errorf("web is %q", got)
 	}
 	list, err := c.List(ctx)
-	if err != nil || fmt.Sprint(list.Names, list.Networks) != "[task] [5]" {
+	if err != nil || len(list.Names) != 1 || list.Names[0] != (Named{"task", p}) || fmt.Sprint(list.Networks) != "[5]" {
 		t.Errorf("list: %+v, %v", list, err)
 	}
 	for range 2 {

@@ -212,7 +212,7 @@ func (s *server) answer(req *request) (response, error) {
 	case opProbe:
 		return response{Held: portErrs(s.holder.Probe(ctx, req.Ports))}, nil
 	case opList:
-		return response{List: &Listing{Logs: s.logs.list(), Ports: s.holder.List(), Names: s.names.ids(), Networks: s.names.Networks()}}, nil
+		return response{List: &Listing{Logs: s.logs.list(), Ports: s.holder.List(), Names: s.names.list(), Networks: s.names.Networks()}}, nil
 	case opNames:
 		if req.Names == nil {
 			return response{}, errors.New("no task whose names are to be answered")

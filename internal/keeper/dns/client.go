@@ -41,7 +41,7 @@ type TaskNames struct {
 	Servers []netip.Addr `json:"servers,omitempty"`
 	// ResolvConf is where the host's resolvers are read [/etc/resolv.conf].
 	ResolvConf string `json:"resolv,omitempty"`
-	// Inside keeps the task from asking the host's resolvers: it is in internal networks only.
+	// Inside keeps the task from asking the host's resolvers, as being in internal networks only does.
 	Inside bool `json:"inside,omitempty"`
 }
 

@@ -394,7 +394,11 @@ func (s *Server) asker(c *client) (asker, bool) {
 		}
 		return who, true
 	}
-	if c.cfg.Inside {
+	inside := len(c.nets) > 0
+	for _, n := range c.nets {
+		inside = inside && n.internal
+	}
+	if inside || c.cfg.Inside {
 		return asker{}, false
 	}
 	return asker{servers: s.fw.host(c.cfg.ResolvConf)}, true

@@ -15,7 +15,7 @@ func (s *Server) Table(id uint64, fn func(*Table) error) error {
 		s.mu.RUnlock()
 		return nil
 	}
-	whole := Table{Network: id, Complete: true, Draft: uint64(time.Now().UnixNano()), Name: n.name, Subnets: n.subnets}
+	whole := Table{Network: id, Complete: true, Draft: uint64(time.Now().UnixNano()), Name: n.name, Subnets: n.subnets, Internal: n.internal}
 	for _, svc := range n.services {
 		if svc.known {
 			whole.Services = append(whole.Services, svc.row)
@@ -31,7 +31,7 @@ func (s *Server) Table(id uint64, fn func(*Table) error) error {
 // Split calls fn with the parts of a table, the last of which has More only when the table has. The parts of a complete one need
 // a Draft of their own.
 func (t *Table) Split(fn func(*Table) error) error {
-	head := Table{Network: t.Network, Gone: t.Gone, Complete: t.Complete, Draft: t.Draft, Name: t.Name, Subnets: t.Subnets}
+	head := Table{Network: t.Network, Gone: t.Gone, Complete: t.Complete, Draft: t.Draft, Name: t.Name, Subnets: t.Subnets, Internal: t.Internal}
 	part, size := head, 0
 	var failed error
 	room := func(n int) bool {

@@ -60,6 +60,9 @@ type Table struct {
 	// Name and Subnets are the network's; they are taken when Name is set.
 	Name            string         `json:"name,omitempty"`
 	Subnets         []netip.Prefix `json:"subnets,omitempty"`
+	// Internal, taken with Name, says that the network leads nowhere else: a task all of whose networks are so asks no resolvers
+	// of the host's.
+	Internal        bool           `json:"internal,omitempty"`
 	Services        []ServiceRow   `json:"services,omitempty"`
 	ServicesRemoved []uint64       `json:"servicesRemoved,omitempty"`
 	Tasks           []TaskRow      `json:"tasks,omitempty"`
@@ -113,6 +116,7 @@ type network struct {
 	id       uint64
 	name     string // lower case
 	subnets  []netip.Prefix
+	internal bool
 	services map[uint64]*service
 	tasks    map[TaskKey]*TaskRow
 	byName   map[string][]*service
@@ -130,7 +134,7 @@ func (n *network) rows() int { return len(n.services) + len(n.tasks) }
 // apply makes the changes of a table that is not complete, or adds a part of one that is.
 func (n *network) apply(t *Table) {
 	if t.Name != "" {
-		n.name, n.subnets = strings.ToLower(t.Name), t.Subnets
+		n.name, n.subnets, n.internal = strings.ToLower(t.Name), t.Subnets, t.Internal
 	}
 	for _, id := range t.ServicesRemoved {
 		n.dropService(id)
