@@ -58,15 +58,15 @@ type Table struct {
 	More     bool   `json:"more,omitempty"`
 	Draft    uint64 `json:"draft,omitempty"`
 	// Name and Subnets are the network's; they are taken when Name is set.
-	Name            string         `json:"name,omitempty"`
-	Subnets         []netip.Prefix `json:"subnets,omitempty"`
+	Name    string         `json:"name,omitempty"`
+	Subnets []netip.Prefix `json:"subnets,omitempty"`
 	// Internal, taken with Name, says that the network leads nowhere else: a task all of whose networks are so asks no resolvers
 	// of the host's.
-	Internal        bool           `json:"internal,omitempty"`
-	Services        []ServiceRow   `json:"services,omitempty"`
-	ServicesRemoved []uint64       `json:"servicesRemoved,omitempty"`
-	Tasks           []TaskRow      `json:"tasks,omitempty"`
-	TasksRemoved    []TaskKey      `json:"tasksRemoved,omitempty"`
+	Internal        bool         `json:"internal,omitempty"`
+	Services        []ServiceRow `json:"services,omitempty"`
+	ServicesRemoved []uint64     `json:"servicesRemoved,omitempty"`
+	Tasks           []TaskRow    `json:"tasks,omitempty"`
+	TasksRemoved    []TaskKey    `json:"tasksRemoved,omitempty"`
 }
 
 // check refuses what must not be kept.
