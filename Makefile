@@ -52,8 +52,9 @@ check: ## format, vet, staticcheck, import floors
 	@echo "check: format, vet, staticcheck and floors are fine"
 
 .PHONY: bench
-bench: install-deps build ## measure the planner; start, CPU, memory and removal of 1 to 100 replicas (BENCH_DOCKER_HOST=… to compare, BENCH_FLAGS="-profile cpu.prof")
+bench: install-deps build ## measure the planner; virtual addresses and published ports; start, CPU, memory and removal of 1 to 100 replicas (BENCH_DOCKER_HOST=… to compare, BENCH_FLAGS="-profile cpu.prof")
 	@$(GO) run ./hack/planbench
+	@$(GO) run ./hack/netbench
 	@bin/skep-bench -skep bin/skep $(BENCH_FLAGS)
 
 .PHONY: bench-planner

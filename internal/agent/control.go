@@ -64,15 +64,17 @@ func (c *controller) Prepare(ctx context.Context) ([]swarm.PortConfig, error) {
 			gw.Addr6 = netip.Addr{}
 		}
 	}
+	wanted := tpl.hostPorts
 	if tpl.msg.NetMode == string(model.NetHost) {
-		spec.NetNS = runtime.HostNetNS
+		// It listens on the host itself: a port that was held for it would be in its way.
+		spec.NetNS, wanted = runtime.HostNetNS, nil
 	}
 	release, err := c.slot(ctx)
 	if err != nil {
 		return nil, err
 	}
 	defer release()
-	hostPorts, err := c.a.net.claim(ctx, c.t.id, gw, tpl.hostPorts, st.HostPorts)
+	hostPorts, err := c.a.net.claim(ctx, c.t.id, gw, wanted, st.HostPorts)
 	if err != nil {
 		return nil, err
 	}

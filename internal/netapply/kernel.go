@@ -2,7 +2,6 @@ package netapply
 
 import (
 	"encoding/binary"
-	"fmt"
 	"net/netip"
 	"strings"
 
@@ -323,99 +322,4 @@ func parseNeighbour(body []byte, state uint16) (kernelNeighbour, bool) {
 		}
 	})
 	return n, true
-}
-
-// HostRoutes reports what a host's namespace routes and which prefixes its
-// addresses lie in, for netplan.ChoosePool. hostNS is an open namespace, or 0
-// for the process's own. Default routes are left out.
-func HostRoutes(hostNS int) ([]netplan.HostRoute, error) {
-	s, err := openHost(hostNS)
-	if err != nil {
-		return nil, err
-	}
-	defer s.close()
-	links, err := s.links("")
-	if err != nil {
-		return nil, fmt.Errorf("read the host's links: %w", err)
-	}
-	names := map[int]string{}
-	for _, l := range links {
-		names[l.index] = l.name
-	}
-	var out []netplan.HostRoute
-	addrs, err := s.addrs(0)
-	if err != nil {
-		return nil, fmt.Errorf("read the host's addresses: %w", err)
-	}
-	for _, a := range addrs {
-		out = append(out, netplan.HostRoute{Dst: a.prefix.Masked(), Link: names[a.index]})
-	}
-	for _, v6 := range []bool{false, true} {
-		routes, err := s.routes(0, v6)
-		if err != nil {
-			return nil, fmt.Errorf("read the host's routes: %w", err)
-		}
-		for _, r := range routes {
-			if r.prefix.Bits() > 0 {
-				out = append(out, netplan.HostRoute{Dst: r.prefix, Link: names[r.oif]})
-			}
-		}
-	}
-	return out, nil
-}
-
-// HostMTU is the MTU of the interface that the host's default route leaves by,
-// or 1500 when it has none.
-func HostMTU(hostNS int) (int, error) {
-	s, err := openHost(hostNS)
-	if err != nil {
-		return 0, err
-	}
-	defer s.close()
-	links, err := s.links("")
-	if err != nil {
-		return 0, fmt.Errorf("read the host's links: %w", err)
-	}
-	best, metric := 1500, -1
-	for _, v6 := range []bool{true, false} {
-		routes, err := s.routes(0, v6)
-		if err != nil {
-			return 0, fmt.Errorf("read the host's routes: %w", err)
-		}
-		for _, r := range routes {
-			if r.prefix.Bits() != 0 || r.table != 0 || metric >= 0 && r.metric > metric {
-				continue
-			}
-			for _, l := range links {
-				if l.index == r.oif {
-					best, metric = l.mtu, r.metric
-				}
-			}
-		}
-	}
-	return best, nil
-}
-
-func openHost(hostNS int) (*space, error) {
-	fd, err := dupNS(hostNS)
-	if err != nil {
-		return nil, err
-	}
-	return openSpace(netplan.HostName, fd)
-}
-
-// dupNS copies a namespace handle; 0 means the process's own namespace.
-func dupNS(ns int) (int, error) {
-	if ns == 0 {
-		fd, err := unix.Open("/proc/self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
-		if err != nil {
-			return -1, fmt.Errorf("open the host's namespace: %w", err)
-		}
-		return fd, nil
-	}
-	fd, err := unix.FcntlInt(uintptr(ns), unix.F_DUPFD_CLOEXEC, 0)
-	if err != nil {
-		return -1, fmt.Errorf("copy the host's namespace handle: %w", err)
-	}
-	return fd, nil
 }
