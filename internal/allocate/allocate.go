@@ -11,6 +11,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/skep-swarm/skep/internal/model"
 	"github.com/skep-swarm/skep/internal/state"
@@ -47,6 +48,9 @@ func Addresses(snap *state.Snapshot, txns []model.Txn, now model.Time) Result {
 					waits = p.Task.Service
 					if a.known(c.SetTaskStatus) {
 						continue
+					}
+					if t := a.snap.Task(p.Task); t != nil {
+						out.Guards = append(slices.Clip(out.Guards), model.Guard{Key: model.TaskKey(t.ID), Group: model.GroupStatus, Version: t.StatusVer})
 					}
 				}
 			}

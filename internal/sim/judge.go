@@ -69,6 +69,9 @@ func (j *judge) committed(before, after *state.Snapshot, b *model.Batch, out *mo
 			j.node(s, k.Node())
 		}
 	}
+	if after.NumNetworks() > 0 && len(seen) > 0 {
+		j.nets(s)
+	}
 	j.brake(s)
 	for _, id := range sortedKeys(services) {
 		j.slots(s, id)

@@ -107,7 +107,8 @@ func (j *judge) attempts(s *step) {
 		if prev == nil || prev.Template != t.Template || prev.JobIteration != t.JobIteration || prev.CreatedAt < inForce(svc) {
 			continue
 		}
-		chain := append(append([]model.Time(nil), j.chain[prev.ID]...), s.after.Time())
+		// A restart counts from when it was decided, however long its batch was under way.
+		chain := append(append([]model.Time(nil), j.chain[prev.ID]...), s.batch.Time)
 		j.chain[t.ID] = chain
 		p := svc.Spec().TaskTemplate.RestartPolicy
 		if p == nil || p.MaxAttempts == nil || *p.MaxAttempts == 0 {

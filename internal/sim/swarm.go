@@ -12,7 +12,8 @@ import (
 // setUp makes the swarm: its first entry of the log, members, nodes.
 func (w *world) setUp() {
 	w.net = network{w: w, cut: map[link]bool{}}
-	c := &model.Cluster{IDKey: [16]byte{1}, Incarnation: 1, GatewayPool: netip.MustParsePrefix("10.96.0.0/12"), GatewayULA: netip.MustParsePrefix("fd00:1:2::/48")}
+	c := &model.Cluster{IDKey: [16]byte{1}, Incarnation: 1, GatewayPool: netip.MustParsePrefix("10.96.0.0/12"), GatewayULA: netip.MustParsePrefix("fd00:1:2::/48"),
+		DefaultAddrPool: []netip.Prefix{netip.MustParsePrefix("10.7.0.0/24")}, SubnetSize: 27}
 	if w.cfg.smallBlocks {
 		c.GatewayPool = netip.MustParsePrefix("10.96.0.0/22")
 	}

@@ -133,6 +133,12 @@ func describeChange(c *model.Change) string {
 		return s
 	case c.SetPorts != nil:
 		return fmt.Sprintf("service %d has ports %v %s", c.SetPorts.Service, published(c.SetPorts.Ports), c.SetPorts.Err)
+	case c.SetVIPs != nil:
+		return fmt.Sprintf("service %d has virtual addresses %v %s", c.SetVIPs.Service, c.SetVIPs.VIPs, c.SetVIPs.Err)
+	case c.PutNetwork != nil:
+		return fmt.Sprintf("network %d %v", c.PutNetwork.ID, c.PutNetwork.IPAM)
+	case c.DeleteNetwork != 0:
+		return fmt.Sprintf("-network %d", c.DeleteNetwork)
 	case c.SetNotice != nil:
 		return fmt.Sprintf("service %d: notice %q", c.SetNotice.Service, c.SetNotice.Text)
 	case c.PutCluster != nil:

@@ -60,6 +60,10 @@ func (u *users) act() {
 	}
 	id := ids[w.rng.IntN(len(ids))]
 	switch {
+	case w.chance(.05), m.snap.NumNetworks() == 0 && w.chance(.4):
+		u.networks(m)
+	case w.chance(.08):
+		u.revise(m, id, "networks", func(s *swarm.ServiceSpec) { u.attach(m, s) })
 	case pick < 20:
 		u.write(m, "remove", guarded(m, id), model.Change{DeleteService: id})
 	case pick < 45:
@@ -159,6 +163,9 @@ func (u *users) create(m *member) {
 		s.EndpointSpec = &swarm.EndpointSpec{Ports: []swarm.PortConfig{p}}
 	}
 	u.policies(&s)
+	if w.chance(.6) {
+		u.attach(m, &s)
+	}
 	if rev := revision(m.snap, id, s, m.wall()); rev != nil {
 		u.write(m, "create", []model.Guard{{Key: model.ServiceKey(id), Group: model.GroupSpec}}, model.Change{NewRevision: rev})
 	}
@@ -228,7 +235,7 @@ func revision(snap *state.Snapshot, id model.ServiceID, s swarm.ServiceSpec, now
 		return nil
 	}
 	tpl, err := model.NewTemplate(id, spec, "")
-	if err != nil {
+	if err != nil || tpl.SetNetworks(snap.Cluster().Namer()) != nil {
 		return nil
 	}
 	old := snap.Service(id)
