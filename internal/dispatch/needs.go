@@ -1,9 +1,12 @@
 package dispatch
 
 import (
+	"cmp"
 	"github.com/skep-swarm/skep/internal/model"
 	"github.com/skep-swarm/skep/internal/state"
 	"github.com/skep-swarm/skep/internal/wire/pb"
+	"maps"
+	"slices"
 )
 
 // needs are the secrets and configs that a node has been given in this session: those that its live tasks refer to, and
@@ -73,7 +76,8 @@ func (n *needs) remove(id model.TemplateID) {
 // drop tells the node to forget what no live task needs any more. It comes last in a set, so that what went from one task
 // to the next in it stays.
 func (n *needs) drop(p *parts) {
-	for k := range n.idle {
+	keys := slices.SortedFunc(maps.Keys(n.idle), func(a, b model.Key) int { return cmp.Or(cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.A, b.A)) })
+	for _, k := range keys {
 		m := p.last()
 		m.PayloadsRemoved = append(m.PayloadsRemoved, payloadKey(k))
 		p.size += 16
