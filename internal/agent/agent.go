@@ -97,6 +97,8 @@ type Config struct {
 	// Describe is called when a session begins and every minute.
 	Describe func(ctx context.Context) (Description, error)
 	Log      *slog.Logger
+	// Images gets tasks' images [they have to be here].
+	Images Images
 
 	// Version is the daemon's.
 	Version string

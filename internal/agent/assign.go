@@ -138,12 +138,12 @@ func (a *Agent) assign(ops []op, fresh []*task, m *pb.Task, withdrawal uint64) (
 		if _, _, st := t.snapshot(); st.State > model.TaskState(m.State) && st.State >= model.StateAccepted {
 			a.rep.mark(id)
 		}
-		return append(ops, op{taskPrefix + idText(id), encode(m)}), fresh
+		return append(ops, op{taskPrefix + idText(id), encode(forDisk(m))}), fresh
 	}
 	t := newTask(a, m, a.templates[m.Template], statusOf(m))
 	a.byID[id] = t
 	a.adopt(t)
-	return append(ops, op{taskPrefix + idText(id), encode(m)}), append(fresh, t)
+	return append(ops, op{taskPrefix + idText(id), encode(forDisk(m))}), append(fresh, t)
 }
 
 // finishAssign writes everything down together, then lets the new tasks begin; a.mu is held.

@@ -49,6 +49,9 @@ func (c *controller) Prepare(ctx context.Context) ([]swarm.PortConfig, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := c.ensureImage(ctx, msg, tpl); err != nil {
+		return nil, err
+	}
 	if err := c.deliver(ctx, &spec, msg, tpl); err != nil {
 		return nil, err
 	}

@@ -413,6 +413,7 @@ type host struct {
 	net    *fakeNet
 	keeper *fakeKeeper
 	files  *fakeFiles
+	images Images // nil: they are all here
 	ln     *bufconn.Listener
 }
 
@@ -426,7 +427,7 @@ func (h *host) config() Config {
 	return Config{
 		Dir: filepath.Join(h.dir, "agent"), Containers: filepath.Join(h.dir, "containers"),
 		Node:     netplan.Node{Instance: "abcdef", Link4: netip.MustParsePrefix("192.168.77.0/30")},
-		Managers: &fakeManagers{h.ln}, Runtime: h.node.Runtime(), Network: h.net, Keeper: h.keeper, Files: h.files,
+		Managers: &fakeManagers{h.ln}, Runtime: h.node.Runtime(), Network: h.net, Keeper: h.keeper, Files: h.files, Images: h.images,
 		Describe: func(context.Context) (Description, error) {
 			return Description{Node: swarm.NodeDescription{Hostname: "host1", Platform: swarm.Platform{OS: "linux", Architecture: "x86_64"}}}, nil
 		},

@@ -42,6 +42,7 @@ type scripted struct {
 	streams  map[string]chan pb.Dispatch_StreamServer
 	askReply chan *pb.AskReply
 	passed   chan uint64
+	auth     []byte // credentials that come with new tasks
 }
 
 func newScripted(t testing.TB, h *host) *scripted {
@@ -214,6 +215,7 @@ func (m *scripted) assign(num uint64, tpl uint64, desired model.TaskState) model
 	if t == nil {
 		addr := netip.AddrFrom4([4]byte{10, 128, 1, byte(2 + num%250)})
 		t = &pb.Task{Ref: wire.Ref(id), Id: externalID(num), Slot: uint32(num), Template: tpl, State: uint32(model.StateAssigned), Gateway4: wire.AddrBytes(addr), Nets: m.nets}
+		t.RegistryAuth, t.WithRegistryAuth = m.auth, len(m.auth) > 0
 		m.tasks[id] = t
 		m.order = append(m.order, id)
 	}

@@ -150,7 +150,7 @@ func (v *view) add(p *parts, snap *state.Snapshot, t *model.Task) {
 	if !known {
 		v.refs[t.Template]++
 	}
-	msg := taskMessage(snap, t)
+	msg := withRegistryAuth(taskMessage(snap, t), snap, t)
 	m.Tasks = append(m.Tasks, msg)
 	p.size += proto.Size(msg)
 }

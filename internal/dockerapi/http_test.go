@@ -296,7 +296,7 @@ func TestRaces(t *testing.T) {
 			if err != nil {
 				t.Error(err)
 			}
-			txn, err := planCreate(spec)(f.snap)
+			txn, err := planCreate(spec, imageFrom{})(f.snap)
 			if err != nil {
 				t.Error(err)
 			}

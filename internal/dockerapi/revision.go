@@ -11,7 +11,7 @@ import (
 )
 
 // planCreate makes a service with a spec that was admitted.
-func planCreate(spec model.ServiceSpec) plan {
+func planCreate(spec model.ServiceSpec, from imageFrom) plan {
 	return func(snap *state.Snapshot) (model.Txn, error) {
 		name := spec.Typed.Name
 		if snap.ServiceByName(name) != nil {
@@ -25,7 +25,7 @@ func planCreate(spec model.ServiceSpec) plan {
 			return model.Txn{}, err
 		}
 		id := snap.LastService() + 1
-		change, err := newRevision(snap, nil, id, spec)
+		change, err := newRevision(snap, nil, id, spec, from)
 		if err != nil {
 			return model.Txn{}, err
 		}
@@ -38,7 +38,7 @@ func planCreate(spec model.ServiceSpec) plan {
 
 // planUpdate gives a service the spec, if it is still at the version. rollback says that the
 // user asked for the previous spec; now is the clock, from which a rollout's windows count.
-func planUpdate(id model.ServiceID, version uint64, spec model.ServiceSpec, rollback bool, now model.Time) plan {
+func planUpdate(id model.ServiceID, version uint64, spec model.ServiceSpec, from imageFrom, rollback bool, now model.Time) plan {
 	return func(snap *state.Snapshot) (model.Txn, error) {
 		startedAt := max(now, snap.Time())
 		svc := snap.Service(id)
@@ -58,7 +58,7 @@ func planUpdate(id model.ServiceID, version uint64, spec model.ServiceSpec, roll
 		if err != nil {
 			return model.Txn{}, err
 		}
-		change, err := newRevision(snap, svc, id, spec)
+		change, err := newRevision(snap, svc, id, spec, from)
 		if err != nil {
 			return model.Txn{}, err
 		}
@@ -80,15 +80,15 @@ func planUpdate(id model.ServiceID, version uint64, spec model.ServiceSpec, roll
 }
 
 // newRevision is the change that gives a service (nil: a new one) the spec.
-func newRevision(snap *state.Snapshot, svc *model.Service, id model.ServiceID, spec model.ServiceSpec) (*model.NewRevision, error) {
-	tmpl, err := model.NewTemplate(id, spec, imageDigest(snap, svc, spec.Typed))
+func newRevision(snap *state.Snapshot, svc *model.Service, id model.ServiceID, spec model.ServiceSpec, from imageFrom) (*model.NewRevision, error) {
+	tmpl, err := model.NewTemplate(id, spec, imageDigest(snap, svc, spec.Typed, from.digest))
 	if err != nil {
 		return nil, err
 	}
 	if err := tmpl.SetNetworks(snap.Cluster().Namer()); err != nil {
 		return nil, err
 	}
-	change := &model.NewRevision{Service: id, Spec: spec, Ports: keepPorts(svc, spec.Typed)}
+	change := &model.NewRevision{Service: id, Spec: spec, Ports: keepPorts(svc, spec.Typed), RegistryAuth: from.credentials(svc)}
 	if known := snap.TemplateByHash(id, tmpl.Hash); known != nil {
 		change.TemplateID = known.ID
 	} else {
@@ -121,10 +121,10 @@ func needsRollout(snap *state.Snapshot, svc *model.Service, c *model.NewRevision
 
 // imageDigest is what a spec's image name means. An update that keeps the image keeps its
 // meaning too, so that scaling never restarts tasks because a tag moved; a forced
-// update looks again.
-func imageDigest(snap *state.Snapshot, svc *model.Service, spec *swarm.ServiceSpec) string {
+// update looks again. found is what someone was asked for just now, or "".
+func imageDigest(snap *state.Snapshot, svc *model.Service, spec *swarm.ServiceSpec, found string) string {
 	image := containerOf(spec).Image
-	if svc != nil && containerOf(svc.Spec()).Image == image && svc.Spec().TaskTemplate.ForceUpdate == spec.TaskTemplate.ForceUpdate {
+	if keepsImage(svc, spec) {
 		if t := snap.Template(svc.Template); t != nil {
 			return t.ImageDigest
 		}
@@ -136,10 +136,18 @@ func imageDigest(snap *state.Snapshot, svc *model.Service, spec *swarm.ServiceSp
 	if d, ok := named.(reference.Digested); ok {
 		return d.Digest().String()
 	}
+	if found != "" {
+		return found
+	}
 	if known := snap.Image(reference.TagNameOnly(named).String()); known != nil {
 		return known.Digest
 	}
 	return ""
+}
+
+// keepsImage reports whether a spec's image name means what it meant to the service (nil: a new one) before.
+func keepsImage(svc *model.Service, spec *swarm.ServiceSpec) bool {
+	return svc != nil && containerOf(svc.Spec()).Image == containerOf(spec).Image && svc.Spec().TaskTemplate.ForceUpdate == spec.TaskTemplate.ForceUpdate
 }
 
 // mayChange checks what an update may not change, and words it as Docker does.

@@ -65,7 +65,11 @@ func (s *Server) createService(r *request) error {
 	if err != nil {
 		return err
 	}
-	out, err := s.write(r.ctx(), "create service "+spec.Typed.Name, planCreate(spec))
+	from, err := s.imageFrom(r, nil, nil, spec.Typed, false)
+	if err != nil {
+		return err
+	}
+	out, err := s.write(r.ctx(), "create service "+spec.Typed.Name, planCreate(spec, from))
 	if err != nil {
 		return err
 	}
@@ -146,7 +150,11 @@ func (s *Server) updateService(r *request) error {
 	if err != nil {
 		return err
 	}
-	if _, err := s.write(r.ctx(), reason, planUpdate(svc.ID, version, spec, rollback == "previous", model.Time(s.now().UnixNano()))); err != nil {
+	from, err := s.imageFrom(r, snap, svc, spec.Typed, rollback == "previous")
+	if err != nil {
+		return err
+	}
+	if _, err := s.write(r.ctx(), reason, planUpdate(svc.ID, version, spec, from, rollback == "previous", model.Time(s.now().UnixNano()))); err != nil {
 		return err
 	}
 	return writeJSON(r, http.StatusOK, swarm.ServiceUpdateResponse{Warnings: warnings})

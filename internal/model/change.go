@@ -135,6 +135,8 @@ type NewRevision struct {
 	Ports []swarm.PortConfig `cbor:"6,keyasint,omitempty"`
 	// JobIteration of the run that this revision starts, for jobs.
 	JobIteration uint64 `cbor:"7,keyasint,omitempty"`
+	// RegistryAuth replaces what nodes pull the image with; nil means nothing.
+	RegistryAuth Credentials `cbor:"8,keyasint,omitempty"`
 }
 
 // UpdateSet is the state of a rollout.

@@ -159,6 +159,8 @@ type Revision struct {
 	At       Time        `cbor:"4,keyasint"`
 	Actor    string      `cbor:"5,keyasint,omitempty"`
 	Reason   string      `cbor:"6,keyasint,omitempty"`
+	// RegistryAuth is what its nodes pull the image with, nil for nothing.
+	RegistryAuth Credentials `cbor:"7,keyasint,omitempty"`
 }
 
 // UpdateStatus is where a rollout stands.

@@ -62,7 +62,7 @@ func RollbackTo(svc *model.Service, num uint64, message string, at model.Time) (
 }
 
 func backTo(svc *model.Service, to *model.Revision, message string, at model.Time) *model.NewRevision {
-	rev := &model.NewRevision{Service: svc.ID, Spec: to.Spec, TemplateID: to.Template, Ports: keepPorts(svc, to)}
+	rev := &model.NewRevision{Service: svc.ID, Spec: to.Spec, TemplateID: to.Template, Ports: keepPorts(svc, to), RegistryAuth: to.RegistryAuth}
 	if isJob(svc) {
 		rev.JobIteration = svc.JobIteration + 1
 		return rev

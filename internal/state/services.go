@@ -41,10 +41,16 @@ func (w *writer) newRevision(c *model.NewRevision) error {
 		num = old.Current().Num + 1
 		w.releasePorts(old)
 	}
-	rev := &model.Revision{Num: num, Spec: c.Spec, Template: tid, At: w.now, Actor: w.batch.Actor, Reason: w.batch.Reason}
+	rev := &model.Revision{Num: num, Spec: c.Spec, Template: tid, At: w.now, Actor: w.batch.Actor, Reason: w.batch.Reason, RegistryAuth: c.RegistryAuth}
 	if old == nil || rev.Template != old.Template || !bytes.Equal(rev.Spec.Raw, old.Current().Spec.Raw) {
 		// A spec that changes nothing must not push others out of the history.
 		n.Revisions = append(slices.Clone(n.Revisions), rev)
+	} else if !bytes.Equal(rev.RegistryAuth, old.Current().RegistryAuth) {
+		// New credentials are no new spec: the revision in force gets them.
+		renewed := *old.Current()
+		renewed.RegistryAuth = rev.RegistryAuth
+		n.Revisions = slices.Clone(n.Revisions)
+		n.Revisions[len(n.Revisions)-1] = &renewed
 	}
 	if over := len(n.Revisions) - maxRevisions; over > 0 {
 		n.Revisions = slices.Clone(n.Revisions[over:])

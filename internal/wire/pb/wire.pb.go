@@ -2489,7 +2489,12 @@ type Task struct {
 	// Generic resources of the node that are this task's.
 	Generic []*GenericResource `protobuf:"bytes,11,rep,name=generic,proto3" json:"generic,omitempty"`
 	// Addresses in overlay networks, in the order of the template's nets.
-	Nets          []*TaskNet `protobuf:"bytes,12,rep,name=nets,proto3" json:"nets,omitempty"`
+	Nets []*TaskNet `protobuf:"bytes,12,rep,name=nets,proto3" json:"nets,omitempty"`
+	// The service has credentials for its registry. A node keeps them in memory only: a task that it reads from its disk has the
+	// mark without the credentials, until a manager sends them again.
+	WithRegistryAuth bool `protobuf:"varint,20,opt,name=with_registry_auth,json=withRegistryAuth,proto3" json:"with_registry_auth,omitempty"`
+	// A JSON object of Docker's type AuthConfig, for tasks whose image may have to be pulled yet.
+	RegistryAuth  []byte `protobuf:"bytes,21,opt,name=registry_auth,json=registryAuth,proto3" json:"registry_auth,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2604,6 +2609,20 @@ func (x *Task) GetGeneric() []*GenericResource {
 func (x *Task) GetNets() []*TaskNet {
 	if x != nil {
 		return x.Nets
+	}
+	return nil
+}
+
+func (x *Task) GetWithRegistryAuth() bool {
+	if x != nil {
+		return x.WithRegistryAuth
+	}
+	return false
+}
+
+func (x *Task) GetRegistryAuth() []byte {
+	if x != nil {
+		return x.RegistryAuth
 	}
 	return nil
 }
@@ -4359,7 +4378,7 @@ const file_wire_proto_rawDesc = "" +
 	"\aoptions\x18\x03 \x03(\v2$.skep.wire.v1.NetAttach.OptionsEntryR\aoptions\x1a:\n" +
 	"\fOptionsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x99\x03\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xec\x03\n" +
 	"\x04Task\x12'\n" +
 	"\x03ref\x18\x01 \x01(\v2\x15.skep.wire.v1.TaskRefR\x03ref\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\tR\x02id\x12\x12\n" +
@@ -4374,7 +4393,9 @@ const file_wire_proto_rawDesc = "" +
 	"host_ports\x18\n" +
 	" \x03(\v2\x18.skep.wire.v1.PortConfigR\thostPorts\x127\n" +
 	"\ageneric\x18\v \x03(\v2\x1d.skep.wire.v1.GenericResourceR\ageneric\x12)\n" +
-	"\x04nets\x18\f \x03(\v2\x15.skep.wire.v1.TaskNetR\x04nets\"O\n" +
+	"\x04nets\x18\f \x03(\v2\x15.skep.wire.v1.TaskNetR\x04nets\x12,\n" +
+	"\x12with_registry_auth\x18\x14 \x01(\bR\x10withRegistryAuth\x12#\n" +
+	"\rregistry_auth\x18\x15 \x01(\fR\fregistryAuth\"O\n" +
 	"\aTaskNet\x12\x18\n" +
 	"\anetwork\x18\x01 \x01(\x04R\anetwork\x12\x14\n" +
 	"\x05addr4\x18\x02 \x01(\fR\x05addr4\x12\x14\n" +
