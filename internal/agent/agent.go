@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/netip"
 	"sync"
 	"time"
@@ -94,6 +95,9 @@ type Config struct {
 	Network  Network
 	Keeper   Keeper
 	Files    Files
+	// API serves one connection of a manager to the API of this node's containers, until it or ctx ends; nil means the node
+	// has none.
+	API func(ctx context.Context, conn net.Conn)
 	// Describe is called when a session begins and every minute.
 	Describe func(ctx context.Context) (Description, error)
 	Log      *slog.Logger

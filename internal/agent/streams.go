@@ -20,6 +20,7 @@ const (
 	frameBytes    = 64 << 10 // of log lines at which a frame is sent
 	frameDelay    = 20 * time.Millisecond
 	maxLogTasks   = 1000
+	lastWords     = 30 * time.Second // for a manager to read what is left of a connection that was closed here
 	defaultAnswer = 10 * time.Second
 )
 
@@ -64,10 +65,11 @@ func (a *Agent) serveStream(ctx context.Context, conn *grpc.ClientConn, m *pb.Op
 		return refuse(model.Errorf(model.Exhausted, "the node serves %d streams, which is its limit", maxStreams))
 	}
 	logs := m.GetLogs()
-	if logs == nil {
+	api := m.GetContainerApi() != nil && a.cfg.API != nil
+	if logs == nil && !api {
 		return refuse(model.Errorf(model.Unimplemented, "this node's version does not know the stream"))
 	}
-	if len(logs.Tasks) > maxLogTasks {
+	if logs != nil && len(logs.Tasks) > maxLogTasks {
 		return refuse(model.Invalidf("logs of more than %d tasks", maxLogTasks))
 	}
 	ctx, cancel := context.WithCancel(ctx)
@@ -78,6 +80,18 @@ func (a *Agent) serveStream(ctx context.Context, conn *grpc.ClientConn, m *pb.Op
 	}
 	if err != nil {
 		return refuse(wire.FromStatus(err))
+	}
+	if api {
+		// The manager ends the stream when it has read all.
+		c := wire.NewConn(stream, func() {
+			if stream.CloseSend() != nil {
+				cancel()
+			}
+			time.AfterFunc(lastWords, cancel)
+		})
+		defer c.Close()
+		a.cfg.API(ctx, c)
+		return nil
 	}
 	// The manager says nothing here: when its end closes, nobody reads any more.
 	var wg sync.WaitGroup

@@ -180,6 +180,7 @@ func newAPI(h *host, m *member, listeners []net.Listener, below func() error) *a
 		PreferLocalImages: h.preferLocalImages(),
 		Version:           dockerapi.Version{Version: h.cfg.Version, GitCommit: h.cfg.Commit},
 	})
+	h.api.set(docker.Node())
 	mux := http.NewServeMux()
 	mux.Handle("/skep/", skepapi.New(b, docker))
 	mux.Handle("/", docker)

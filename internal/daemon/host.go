@@ -36,6 +36,7 @@ type host struct {
 	images  *images.Store
 	volumes *volumes.Store
 	vault   *vault.Store
+	api     nodeAPI
 }
 
 func newHost(ctx context.Context, cfg *Config, log *slog.Logger) (*host, error) {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"sync"
 	"time"
 
@@ -259,6 +260,16 @@ func (s *Server) Stream(stream pb.Dispatch_StreamServer) error {
 	case <-stream.Context().Done():
 		return stream.Context().Err()
 	}
+}
+
+// DialNode connects to the API that a node serves for its own containers. The connection lasts until it is closed; ctx bounds
+// the dialling only.
+func (s *Server) DialNode(ctx context.Context, node model.NodeID) (net.Conn, error) {
+	stream, finish, err := s.open(ctx, node, &pb.OpenStream{Kind: &pb.OpenStream_ContainerApi{ContainerApi: &pb.ContainerAPI{}}})
+	if err != nil {
+		return nil, err
+	}
+	return wire.NewConn(stream, finish), nil
 }
 
 // MaxLogTasks is how many tasks' logs one request may ask for.

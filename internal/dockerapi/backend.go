@@ -12,6 +12,7 @@ import (
 	"github.com/moby/moby/api/types/swarm"
 	"github.com/moby/moby/api/types/volume"
 	"github.com/skep-swarm/skep/internal/model"
+	"github.com/skep-swarm/skep/internal/runtime"
 	"github.com/skep-swarm/skep/internal/state"
 )
 
@@ -25,6 +26,7 @@ type Backend interface {
 	Images
 	Registries
 	Containers
+	Nodes
 	Volumes
 }
 
@@ -187,6 +189,8 @@ type ImageLayer struct {
 // Containers are those of this node.
 type Containers interface {
 	ListContainers(ctx context.Context) ([]Container, error)
+	// Exec starts a further process in a container; the process outlives ctx. Errors are those of runtime.Controller.
+	Exec(ctx context.Context, id string, spec runtime.ExecSpec) (runtime.Process, error)
 }
 
 // Container is one container of this node.

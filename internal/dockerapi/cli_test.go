@@ -22,6 +22,11 @@ var update = flag.Bool("update", false, "rewrite the stories in testdata from wh
 // serveUnix serves a fresh server on a unix socket until the test ends.
 func serveUnix(t *testing.T, s *Server) (address string) {
 	t.Helper()
+	return serveHandler(t, s, s.Run)
+}
+
+func serveHandler(t *testing.T, h http.Handler, run func(context.Context) error) (address string) {
+	t.Helper()
 	// Not t.TempDir: a socket's path has a bound of 108 bytes.
 	dir, err := os.MkdirTemp("", "skepapi")
 	if err != nil {
@@ -33,10 +38,10 @@ func serveUnix(t *testing.T, s *Server) (address string) {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	srv := &http.Server{Handler: s, BaseContext: func(net.Listener) context.Context { return ctx }}
+	srv := &http.Server{Handler: h, BaseContext: func(net.Listener) context.Context { return ctx }}
 	done := make(chan error, 2)
 	go func() { done <- srv.Serve(l) }()
-	go func() { done <- s.Run(ctx) }()
+	go func() { done <- run(ctx) }()
 	t.Cleanup(func() {
 		cancel()
 		_ = srv.Close()

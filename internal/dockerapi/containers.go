@@ -244,19 +244,7 @@ func findContainer(list []Container, ref string) (*Container, error) {
 	return found, nil
 }
 
-func (s *Server) container(r *request) (*Container, error) {
-	list, err := s.backend.ListContainers(r.ctx())
-	if err != nil {
-		return nil, fmt.Errorf("list containers: %w", err)
-	}
-	return findContainer(list, r.vars["id"])
-}
-
-func (s *Server) getContainer(r *request) error {
-	c, err := s.container(r)
-	if err != nil {
-		return err
-	}
+func (s *Server) getContainer(r *request, c *Container) error {
 	out := container.InspectResponse{
 		ID: c.ID, Name: "/" + c.Name, Created: c.Created.UTC().Format(time.RFC3339Nano), Image: c.ImageID, LogPath: c.LogPath, Driver: "overlayfs",
 		Platform: "linux", Mounts: c.Mounts, HostConfig: hostConfig(c), Config: containerConfig(c),
@@ -264,6 +252,7 @@ func (s *Server) getContainer(r *request) error {
 			Status: c.State, Running: c.State == container.StateRunning, OOMKilled: c.OOMKilled, Dead: c.State == container.StateDead, Pid: c.PID,
 			ExitCode: c.ExitCode, Error: c.Error, StartedAt: c.Started.UTC().Format(time.RFC3339Nano), FinishedAt: c.Finished.UTC().Format(time.RFC3339Nano), Health: c.Health,
 		},
+		ExecIDs:         s.execs.of(c.ID),
 		NetworkSettings: &container.NetworkSettings{Ports: portMap(c.Ports), Networks: endpoints(c)},
 	}
 	if len(c.Command) > 0 {

@@ -16,6 +16,7 @@ import (
 	"github.com/skep-swarm/skep/internal/allocate"
 	"github.com/skep-swarm/skep/internal/model"
 	"github.com/skep-swarm/skep/internal/pki"
+	fakeruntime "github.com/skep-swarm/skep/internal/runtime/fake"
 	"github.com/skep-swarm/skep/internal/state"
 )
 
@@ -37,6 +38,8 @@ type fake struct {
 	registry fakeRegistry
 	vols     []volume.Volume
 	taken    map[uint32]string // host ports that a program holds
+	node     *fakeruntime.Node
+	others   map[model.NodeID]string // addresses of other nodes' APIs
 	// beforePropose, when set, runs before a batch is applied: others may write in between.
 	beforePropose func(*model.Batch)
 	manual        bool // no orchestrator
@@ -44,7 +47,7 @@ type fake struct {
 
 func newFake(now func() time.Time) *fake {
 	return &fake{now: now, snap: state.New(), local: Local{State: swarm.LocalNodeStateInactive}, watchers: map[int]func(Applied){},
-		lines: map[model.TaskID][]LogLine{}, taken: map[uint32]string{}}
+		lines: map[model.TaskID][]LogLine{}, taken: map[uint32]string{}, node: newFakeNode(), others: map[model.NodeID]string{}}
 }
 
 func (f *fake) State(context.Context) (*state.Snapshot, error) {

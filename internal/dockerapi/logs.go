@@ -51,12 +51,8 @@ func (s *Server) taskLogs(r *request) error {
 	return s.streamLogs(r, st, LogSelector{Task: t.ID})
 }
 
-func (s *Server) containerLogs(r *request) error {
+func (s *Server) containerLogs(r *request, c *Container) error {
 	opt, err := readLogOptions(r)
-	if err != nil {
-		return err
-	}
-	c, err := s.container(r)
 	if err != nil {
 		return err
 	}
@@ -130,11 +126,7 @@ type logStream struct {
 }
 
 func (s *Server) streamLogs(r *request, st *logStream, sel LogSelector) error {
-	contentType := "application/vnd.docker.raw-stream"
-	if !st.tty && !r.version.before(42) {
-		contentType = "application/vnd.docker.multiplexed-stream"
-	}
-	r.w.Header().Set("Content-Type", contentType)
+	r.w.Header().Set("Content-Type", streamType(r, st.tty))
 	var w *streamWriter
 	defer func() {
 		if w != nil {

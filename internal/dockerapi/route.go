@@ -120,8 +120,12 @@ func (s *Server) swarmRoutes(t routeTable) {
 
 func (s *Server) localRoutes(t routeTable) {
 	t.get("/containers/json", s.listContainers)
-	t.get("/containers/{id}/json", s.getContainer)
-	t.add(http.MethodGet, "/containers/{id}/logs", s.containerLogs).stream = true
+	t.get("/containers/{id}/json", s.onContainer(s.getContainer))
+	t.add(http.MethodGet, "/containers/{id}/logs", s.onContainer(s.containerLogs)).stream = true
+	t.post("/containers/{id}/exec", s.onContainer(s.createExec))
+	t.add(http.MethodPost, "/exec/{id}/start", s.onExec(s.startExec)).stream = true
+	t.post("/exec/{id}/resize", s.onExec(s.resizeExec))
+	t.get("/exec/{id}/json", s.onExec(s.getExec))
 
 	t.get("/images/json", s.listImages)
 	t.add(http.MethodPost, "/images/load", s.loadImages).stream = true

@@ -68,6 +68,7 @@ type Server struct {
 	rand   io.Reader
 	routes routeTable
 	events *eventLog
+	execs  *execTable
 }
 
 // New makes a Server. It starts nothing.
@@ -88,6 +89,7 @@ func New(c Config) *Server {
 	for _, m := range c.Modes {
 		s.modes[m] = true
 	}
+	s.execs = newExecTable(s.now, s.rand)
 	s.routes = s.table()
 	return s
 }
@@ -95,6 +97,7 @@ func New(c Config) *Server {
 // Run turns applied batches into events until ctx ends.
 func (s *Server) Run(ctx context.Context) error {
 	defer s.events.close()
+	defer s.execs.stop()
 	err := s.backend.Watch(ctx, s.observe)
 	if ctx.Err() != nil {
 		return nil

@@ -8,6 +8,7 @@ import (
 
 	"github.com/moby/sys/user"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
 	"github.com/skep-swarm/skep/internal/runtime"
 )
@@ -29,7 +30,19 @@ func allCapabilities() []string {
 		"CAP_PERFMON", "CAP_BPF", "CAP_CHECKPOINT_RESTORE"}
 }
 
-// capabilities applies a task's additions and removals to the default set. "ALL" stands for every one; an addition
+// heldCapabilities are those that this process can give away at all: inside of a container or of a restricted service some are
+// missing.
+func heldCapabilities() []string {
+	var out []string
+	for i, name := range allCapabilities() {
+		if held, err := unix.PrctlRetInt(unix.PR_CAPBSET_READ, uintptr(i), 0, 0, 0); err == nil && held == 1 {
+			out = append(out, name)
+		}
+	}
+	return out
+}
+
+// capabilities applies a task's additions and removals to the default set. "ALL" stands for every one that there is; an addition
 // wins over dropping all, a drop wins over adding all.
 func capabilities(add, drop []string) ([]string, error) {
 	all := allCapabilities()
@@ -61,7 +74,7 @@ func capabilities(add, drop []string) ([]string, error) {
 	var have []string
 	switch {
 	case addAll:
-		have = all
+		have = heldCapabilities()
 		add = nil
 	case !dropAll:
 		have = defaultCapabilities()

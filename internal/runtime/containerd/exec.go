@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -29,7 +30,7 @@ const (
 	execLimit = 30 * time.Second
 	// drainLimit is how long the output of an ended process is waited for: a child of it that lives on in the
 	// background holds the pipe open.
-	drainLimit = 2 * time.Second
+	drainLimit = time.Second
 )
 
 // Exec implements runtime.Controller.
@@ -84,9 +85,10 @@ func (c *controller) exec(ctx context.Context, u *unit, pid int, s *runtime.Exec
 		return nil, fmt.Errorf("find the process of container %s: %w", c.id[:12], err)
 	}
 	p := &execProcess{u: u, stdin: &stdinEnd{from: s.Stdin, ended: make(chan struct{})}}
-	streams := cio.WithStreams(nil, writerOf(s.Stdout), writerOf(s.Stderr))
+	stdout, stderr := p.output.to(s.Stdout), p.output.to(s.Stderr)
+	streams := cio.WithStreams(nil, stdout, stderr)
 	if s.Stdin != nil {
-		streams = cio.WithStreams(p.stdin, writerOf(s.Stdout), writerOf(s.Stderr))
+		streams = cio.WithStreams(p.stdin, stdout, stderr)
 	}
 	opts := []cio.Opt{streams, cio.WithFIFODir(filepath.Join(c.r.cfg.State, "exec"))}
 	if s.TTY {
@@ -95,7 +97,8 @@ func (c *controller) exec(ctx context.Context, u *unit, pid int, s *runtime.Exec
 	if p.process, err = task.Exec(limited, s.ID, process, cio.NewCreator(opts...)); err != nil {
 		return nil, execError(err, c.id)
 	}
-	if p.exit, err = p.process.Wait(ctx); err == nil {
+	// The caller's context bounds the start only.
+	if p.exit, err = p.process.Wait(c.r.namespaced(c.r.life)); err == nil {
 		err = p.process.Start(limited)
 	}
 	if err != nil {
@@ -117,6 +120,10 @@ func (r *Runtime) execProcess(spec *specs.Spec, pid int, s *runtime.ExecSpec) (*
 	p := *spec.Process
 	p.Args, p.Terminal = s.Args, s.TTY
 	p.Env = mergeEnv(p.Env, s.Env)
+	if s.TTY && s.Height != 0 && s.Width != 0 {
+		// Also before it starts: a program that looks at once must see it.
+		p.ConsoleSize = &specs.Box{Height: uint(s.Height), Width: uint(s.Width)}
+	}
 	if s.TTY && !slices.ContainsFunc(p.Env, func(e string) bool { return strings.HasPrefix(e, "TERM=") }) {
 		p.Env = append(p.Env, "TERM=xterm")
 	}
@@ -194,11 +201,53 @@ func readRunning(root, name string) ([]byte, error) {
 	return io.ReadAll(io.LimitReader(f, maxUserFile))
 }
 
-func writerOf(w io.Writer) io.Writer {
+// output tells whether what a process wrote is still on its way to a reader who takes his time.
+type output struct {
+	writing atomic.Int32
+	written atomic.Int64
+}
+
+func (o *output) to(w io.Writer) io.Writer {
 	if w == nil {
 		return io.Discard
 	}
-	return w
+	return &outputWriter{o, w}
+}
+
+type outputWriter struct {
+	o *output
+	w io.Writer
+}
+
+func (w *outputWriter) Write(b []byte) (int, error) {
+	w.o.writing.Add(1)
+	defer w.o.writing.Add(-1)
+	n, err := w.w.Write(b)
+	w.o.written.Add(int64(n))
+	return n, err
+}
+
+// drain waits for the output of an ended process, and gives up when no more has come for drainLimit.
+func (o *output) drain(streams cio.IO) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		streams.Wait()
+	}()
+	tick := time.NewTicker(drainLimit)
+	defer tick.Stop()
+	for before := int64(-1); ; {
+		select {
+		case <-done:
+			return
+		case <-tick.C:
+		}
+		if now := o.written.Load(); now == before && o.writing.Load() == 0 {
+			streams.Cancel()
+		} else {
+			before = now
+		}
+	}
 }
 
 // execError finds the kind of error in what containerd and runc say of a further process.
@@ -233,6 +282,7 @@ type execProcess struct {
 	process client.Process
 	exit    <-chan client.ExitStatus
 	stdin   *stdinEnd
+	output  output
 	closing sync.WaitGroup
 }
 
@@ -248,15 +298,13 @@ func (p *execProcess) Wait(ctx context.Context) (int, error) {
 		return 0, context.Cause(ctx)
 	}
 	defer p.u.execs.Add(-1)
-	clear, cancel := context.WithTimeout(context.WithoutCancel(p.u.r.namespaced(ctx)), execLimit)
-	defer cancel()
 	streams := p.process.IO()
-	late := time.AfterFunc(drainLimit, streams.Cancel)
-	streams.Wait()
-	late.Stop()
+	p.output.drain(streams)
 	p.stdin.once.Do(func() { close(p.stdin.ended) })
 	p.closing.Wait()
-	if _, err := p.process.Delete(clear); err != nil && !errdefs.IsNotFound(err) {
+	clear, cancel := context.WithTimeout(context.WithoutCancel(p.u.r.namespaced(ctx)), execLimit)
+	defer cancel()
+	if err := p.clear(clear); err != nil {
 		return 0, fmt.Errorf("clear away an ended process: %w", err)
 	}
 	if err := status.Error(); err != nil {
@@ -264,6 +312,24 @@ func (p *execProcess) Wait(ctx context.Context) (int, error) {
 		return killed, nil //nolint:nilerr // this is how the process ended
 	}
 	return int(status.ExitCode()), nil
+}
+
+// clear removes an ended process from its shim, which tells of an exit a moment before it takes note itself.
+func (p *execProcess) clear(ctx context.Context) error {
+	for {
+		_, err := p.process.Delete(ctx)
+		if err == nil || errdefs.IsNotFound(err) {
+			return nil
+		}
+		if !errdefs.IsFailedPrecondition(err) {
+			return err
+		}
+		select {
+		case <-time.After(5 * time.Millisecond):
+		case <-ctx.Done():
+			return err
+		}
+	}
 }
 
 // closeStdin lets the process see the end of its input; the shim holds the pipe open until it is told.

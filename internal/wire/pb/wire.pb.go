@@ -3663,6 +3663,7 @@ type OpenStream struct {
 	// Types that are valid to be assigned to Kind:
 	//
 	//	*OpenStream_Logs
+	//	*OpenStream_ContainerApi
 	Kind          isOpenStream_Kind `protobuf_oneof:"kind"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -3721,6 +3722,15 @@ func (x *OpenStream) GetLogs() *LogsRequest {
 	return nil
 }
 
+func (x *OpenStream) GetContainerApi() *ContainerAPI {
+	if x != nil {
+		if x, ok := x.Kind.(*OpenStream_ContainerApi); ok {
+			return x.ContainerApi
+		}
+	}
+	return nil
+}
+
 type isOpenStream_Kind interface {
 	isOpenStream_Kind()
 }
@@ -3729,7 +3739,51 @@ type OpenStream_Logs struct {
 	Logs *LogsRequest `protobuf:"bytes,2,opt,name=logs,proto3,oneof"`
 }
 
+type OpenStream_ContainerApi struct {
+	ContainerApi *ContainerAPI `protobuf:"bytes,3,opt,name=container_api,json=containerApi,proto3,oneof"`
+}
+
 func (*OpenStream_Logs) isOpenStream_Kind() {}
+
+func (*OpenStream_ContainerApi) isOpenStream_Kind() {}
+
+// ContainerAPI asks for a connection to the API that the node serves for its own containers: HTTP in the data of frames. A
+// close frame ends what its sender sends.
+type ContainerAPI struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ContainerAPI) Reset() {
+	*x = ContainerAPI{}
+	mi := &file_wire_proto_msgTypes[47]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ContainerAPI) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ContainerAPI) ProtoMessage() {}
+
+func (x *ContainerAPI) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_proto_msgTypes[47]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ContainerAPI.ProtoReflect.Descriptor instead.
+func (*ContainerAPI) Descriptor() ([]byte, []int) {
+	return file_wire_proto_rawDescGZIP(), []int{47}
+}
 
 type LogsRequest struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
@@ -3748,7 +3802,7 @@ type LogsRequest struct {
 
 func (x *LogsRequest) Reset() {
 	*x = LogsRequest{}
-	mi := &file_wire_proto_msgTypes[47]
+	mi := &file_wire_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3760,7 +3814,7 @@ func (x *LogsRequest) String() string {
 func (*LogsRequest) ProtoMessage() {}
 
 func (x *LogsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[47]
+	mi := &file_wire_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3773,7 +3827,7 @@ func (x *LogsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogsRequest.ProtoReflect.Descriptor instead.
 func (*LogsRequest) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{47}
+	return file_wire_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *LogsRequest) GetTasks() []*TaskRef {
@@ -3841,7 +3895,7 @@ type Frame struct {
 
 func (x *Frame) Reset() {
 	*x = Frame{}
-	mi := &file_wire_proto_msgTypes[48]
+	mi := &file_wire_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3853,7 +3907,7 @@ func (x *Frame) String() string {
 func (*Frame) ProtoMessage() {}
 
 func (x *Frame) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[48]
+	mi := &file_wire_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3866,7 +3920,7 @@ func (x *Frame) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Frame.ProtoReflect.Descriptor instead.
 func (*Frame) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{48}
+	return file_wire_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *Frame) GetKind() isFrame_Kind {
@@ -3951,7 +4005,7 @@ type StreamOpen struct {
 
 func (x *StreamOpen) Reset() {
 	*x = StreamOpen{}
-	mi := &file_wire_proto_msgTypes[49]
+	mi := &file_wire_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3963,7 +4017,7 @@ func (x *StreamOpen) String() string {
 func (*StreamOpen) ProtoMessage() {}
 
 func (x *StreamOpen) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[49]
+	mi := &file_wire_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3976,7 +4030,7 @@ func (x *StreamOpen) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamOpen.ProtoReflect.Descriptor instead.
 func (*StreamOpen) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{49}
+	return file_wire_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *StreamOpen) GetToken() []byte {
@@ -3996,7 +4050,7 @@ type StreamClose struct {
 
 func (x *StreamClose) Reset() {
 	*x = StreamClose{}
-	mi := &file_wire_proto_msgTypes[50]
+	mi := &file_wire_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4008,7 +4062,7 @@ func (x *StreamClose) String() string {
 func (*StreamClose) ProtoMessage() {}
 
 func (x *StreamClose) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[50]
+	mi := &file_wire_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4021,7 +4075,7 @@ func (x *StreamClose) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamClose.ProtoReflect.Descriptor instead.
 func (*StreamClose) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{50}
+	return file_wire_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *StreamClose) GetError() string {
@@ -4047,7 +4101,7 @@ type LogEntries struct {
 
 func (x *LogEntries) Reset() {
 	*x = LogEntries{}
-	mi := &file_wire_proto_msgTypes[51]
+	mi := &file_wire_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4059,7 +4113,7 @@ func (x *LogEntries) String() string {
 func (*LogEntries) ProtoMessage() {}
 
 func (x *LogEntries) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[51]
+	mi := &file_wire_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4072,7 +4126,7 @@ func (x *LogEntries) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogEntries.ProtoReflect.Descriptor instead.
 func (*LogEntries) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{51}
+	return file_wire_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *LogEntries) GetEntries() []*LogEntry {
@@ -4100,7 +4154,7 @@ type LogEntry struct {
 
 func (x *LogEntry) Reset() {
 	*x = LogEntry{}
-	mi := &file_wire_proto_msgTypes[52]
+	mi := &file_wire_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4112,7 +4166,7 @@ func (x *LogEntry) String() string {
 func (*LogEntry) ProtoMessage() {}
 
 func (x *LogEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[52]
+	mi := &file_wire_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4125,7 +4179,7 @@ func (x *LogEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogEntry.ProtoReflect.Descriptor instead.
 func (*LogEntry) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{52}
+	return file_wire_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *LogEntry) GetTask() *TaskRef {
@@ -4484,12 +4538,14 @@ const file_wire_proto_rawDesc = "" +
 	"\x04kind\"9\n" +
 	"\n" +
 	"CheckPorts\x12+\n" +
-	"\x05ports\x18\x01 \x03(\v2\x15.skep.wire.v1.PortKeyR\x05ports\"[\n" +
+	"\x05ports\x18\x01 \x03(\v2\x15.skep.wire.v1.PortKeyR\x05ports\"\x9e\x01\n" +
 	"\n" +
 	"OpenStream\x12\x14\n" +
 	"\x05token\x18\x01 \x01(\fR\x05token\x12/\n" +
-	"\x04logs\x18\x02 \x01(\v2\x19.skep.wire.v1.LogsRequestH\x00R\x04logsB\x06\n" +
-	"\x04kind\"\xc2\x01\n" +
+	"\x04logs\x18\x02 \x01(\v2\x19.skep.wire.v1.LogsRequestH\x00R\x04logs\x12A\n" +
+	"\rcontainer_api\x18\x03 \x01(\v2\x1a.skep.wire.v1.ContainerAPIH\x00R\fcontainerApiB\x06\n" +
+	"\x04kind\"\x0e\n" +
+	"\fContainerAPI\"\xc2\x01\n" +
 	"\vLogsRequest\x12+\n" +
 	"\x05tasks\x18\x01 \x03(\v2\x15.skep.wire.v1.TaskRefR\x05tasks\x12\x16\n" +
 	"\x06stdout\x18\x02 \x01(\bR\x06stdout\x12\x16\n" +
@@ -4545,7 +4601,7 @@ func file_wire_proto_rawDescGZIP() []byte {
 	return file_wire_proto_rawDescData
 }
 
-var file_wire_proto_msgTypes = make([]protoimpl.MessageInfo, 59)
+var file_wire_proto_msgTypes = make([]protoimpl.MessageInfo, 60)
 var file_wire_proto_goTypes = []any{
 	(*GetRootCARequest)(nil),             // 0: skep.wire.v1.GetRootCARequest
 	(*GetRootCAResponse)(nil),            // 1: skep.wire.v1.GetRootCAResponse
@@ -4594,18 +4650,19 @@ var file_wire_proto_goTypes = []any{
 	(*Ask)(nil),                          // 44: skep.wire.v1.Ask
 	(*CheckPorts)(nil),                   // 45: skep.wire.v1.CheckPorts
 	(*OpenStream)(nil),                   // 46: skep.wire.v1.OpenStream
-	(*LogsRequest)(nil),                  // 47: skep.wire.v1.LogsRequest
-	(*Frame)(nil),                        // 48: skep.wire.v1.Frame
-	(*StreamOpen)(nil),                   // 49: skep.wire.v1.StreamOpen
-	(*StreamClose)(nil),                  // 50: skep.wire.v1.StreamClose
-	(*LogEntries)(nil),                   // 51: skep.wire.v1.LogEntries
-	(*LogEntry)(nil),                     // 52: skep.wire.v1.LogEntry
-	nil,                                  // 53: skep.wire.v1.NodeInfo.LabelsEntry
-	nil,                                  // 54: skep.wire.v1.Template.ServiceLabelsEntry
-	nil,                                  // 55: skep.wire.v1.Template.LogOptionsEntry
-	nil,                                  // 56: skep.wire.v1.NetAttach.OptionsEntry
-	nil,                                  // 57: skep.wire.v1.NetworkInfo.OptionsEntry
-	nil,                                  // 58: skep.wire.v1.LogEntry.AttrsEntry
+	(*ContainerAPI)(nil),                 // 47: skep.wire.v1.ContainerAPI
+	(*LogsRequest)(nil),                  // 48: skep.wire.v1.LogsRequest
+	(*Frame)(nil),                        // 49: skep.wire.v1.Frame
+	(*StreamOpen)(nil),                   // 50: skep.wire.v1.StreamOpen
+	(*StreamClose)(nil),                  // 51: skep.wire.v1.StreamClose
+	(*LogEntries)(nil),                   // 52: skep.wire.v1.LogEntries
+	(*LogEntry)(nil),                     // 53: skep.wire.v1.LogEntry
+	nil,                                  // 54: skep.wire.v1.NodeInfo.LabelsEntry
+	nil,                                  // 55: skep.wire.v1.Template.ServiceLabelsEntry
+	nil,                                  // 56: skep.wire.v1.Template.LogOptionsEntry
+	nil,                                  // 57: skep.wire.v1.NetAttach.OptionsEntry
+	nil,                                  // 58: skep.wire.v1.NetworkInfo.OptionsEntry
+	nil,                                  // 59: skep.wire.v1.LogEntry.AttrsEntry
 }
 var file_wire_proto_depIdxs = []int32{
 	7,  // 0: skep.wire.v1.FromAgent.hello:type_name -> skep.wire.v1.Hello
@@ -4645,12 +4702,12 @@ var file_wire_proto_depIdxs = []int32{
 	28, // 34: skep.wire.v1.Assignments.payloads:type_name -> skep.wire.v1.Payload
 	27, // 35: skep.wire.v1.Assignments.payloads_removed:type_name -> skep.wire.v1.PayloadKey
 	27, // 36: skep.wire.v1.Payload.key:type_name -> skep.wire.v1.PayloadKey
-	53, // 37: skep.wire.v1.NodeInfo.labels:type_name -> skep.wire.v1.NodeInfo.LabelsEntry
+	54, // 37: skep.wire.v1.NodeInfo.labels:type_name -> skep.wire.v1.NodeInfo.LabelsEntry
 	13, // 38: skep.wire.v1.Template.host_ports:type_name -> skep.wire.v1.PortConfig
-	54, // 39: skep.wire.v1.Template.service_labels:type_name -> skep.wire.v1.Template.ServiceLabelsEntry
-	55, // 40: skep.wire.v1.Template.log_options:type_name -> skep.wire.v1.Template.LogOptionsEntry
+	55, // 39: skep.wire.v1.Template.service_labels:type_name -> skep.wire.v1.Template.ServiceLabelsEntry
+	56, // 40: skep.wire.v1.Template.log_options:type_name -> skep.wire.v1.Template.LogOptionsEntry
 	31, // 41: skep.wire.v1.Template.nets:type_name -> skep.wire.v1.NetAttach
-	56, // 42: skep.wire.v1.NetAttach.options:type_name -> skep.wire.v1.NetAttach.OptionsEntry
+	57, // 42: skep.wire.v1.NetAttach.options:type_name -> skep.wire.v1.NetAttach.OptionsEntry
 	5,  // 43: skep.wire.v1.Task.ref:type_name -> skep.wire.v1.TaskRef
 	13, // 44: skep.wire.v1.Task.host_ports:type_name -> skep.wire.v1.PortConfig
 	34, // 45: skep.wire.v1.Task.generic:type_name -> skep.wire.v1.GenericResource
@@ -4667,31 +4724,32 @@ var file_wire_proto_depIdxs = []int32{
 	42, // 56: skep.wire.v1.NetTables.endpoints:type_name -> skep.wire.v1.EndpointRow
 	43, // 57: skep.wire.v1.NetTables.tasks:type_name -> skep.wire.v1.NetTaskRow
 	5,  // 58: skep.wire.v1.NetTables.tasks_removed:type_name -> skep.wire.v1.TaskRef
-	57, // 59: skep.wire.v1.NetworkInfo.options:type_name -> skep.wire.v1.NetworkInfo.OptionsEntry
+	58, // 59: skep.wire.v1.NetworkInfo.options:type_name -> skep.wire.v1.NetworkInfo.OptionsEntry
 	5,  // 60: skep.wire.v1.NetTaskRow.task:type_name -> skep.wire.v1.TaskRef
 	45, // 61: skep.wire.v1.Ask.check_ports:type_name -> skep.wire.v1.CheckPorts
 	36, // 62: skep.wire.v1.CheckPorts.ports:type_name -> skep.wire.v1.PortKey
-	47, // 63: skep.wire.v1.OpenStream.logs:type_name -> skep.wire.v1.LogsRequest
-	5,  // 64: skep.wire.v1.LogsRequest.tasks:type_name -> skep.wire.v1.TaskRef
-	49, // 65: skep.wire.v1.Frame.open:type_name -> skep.wire.v1.StreamOpen
-	51, // 66: skep.wire.v1.Frame.log_entries:type_name -> skep.wire.v1.LogEntries
-	50, // 67: skep.wire.v1.Frame.close:type_name -> skep.wire.v1.StreamClose
-	52, // 68: skep.wire.v1.LogEntries.entries:type_name -> skep.wire.v1.LogEntry
-	5,  // 69: skep.wire.v1.LogEntry.task:type_name -> skep.wire.v1.TaskRef
-	58, // 70: skep.wire.v1.LogEntry.attrs:type_name -> skep.wire.v1.LogEntry.AttrsEntry
-	0,  // 71: skep.wire.v1.CA.GetRootCA:input_type -> skep.wire.v1.GetRootCARequest
-	2,  // 72: skep.wire.v1.CA.IssueNodeCertificate:input_type -> skep.wire.v1.IssueNodeCertificateRequest
-	6,  // 73: skep.wire.v1.Dispatch.Session:input_type -> skep.wire.v1.FromAgent
-	48, // 74: skep.wire.v1.Dispatch.Stream:input_type -> skep.wire.v1.Frame
-	1,  // 75: skep.wire.v1.CA.GetRootCA:output_type -> skep.wire.v1.GetRootCAResponse
-	3,  // 76: skep.wire.v1.CA.IssueNodeCertificate:output_type -> skep.wire.v1.IssueNodeCertificateResponse
-	17, // 77: skep.wire.v1.Dispatch.Session:output_type -> skep.wire.v1.ToAgent
-	48, // 78: skep.wire.v1.Dispatch.Stream:output_type -> skep.wire.v1.Frame
-	75, // [75:79] is the sub-list for method output_type
-	71, // [71:75] is the sub-list for method input_type
-	71, // [71:71] is the sub-list for extension type_name
-	71, // [71:71] is the sub-list for extension extendee
-	0,  // [0:71] is the sub-list for field type_name
+	48, // 63: skep.wire.v1.OpenStream.logs:type_name -> skep.wire.v1.LogsRequest
+	47, // 64: skep.wire.v1.OpenStream.container_api:type_name -> skep.wire.v1.ContainerAPI
+	5,  // 65: skep.wire.v1.LogsRequest.tasks:type_name -> skep.wire.v1.TaskRef
+	50, // 66: skep.wire.v1.Frame.open:type_name -> skep.wire.v1.StreamOpen
+	52, // 67: skep.wire.v1.Frame.log_entries:type_name -> skep.wire.v1.LogEntries
+	51, // 68: skep.wire.v1.Frame.close:type_name -> skep.wire.v1.StreamClose
+	53, // 69: skep.wire.v1.LogEntries.entries:type_name -> skep.wire.v1.LogEntry
+	5,  // 70: skep.wire.v1.LogEntry.task:type_name -> skep.wire.v1.TaskRef
+	59, // 71: skep.wire.v1.LogEntry.attrs:type_name -> skep.wire.v1.LogEntry.AttrsEntry
+	0,  // 72: skep.wire.v1.CA.GetRootCA:input_type -> skep.wire.v1.GetRootCARequest
+	2,  // 73: skep.wire.v1.CA.IssueNodeCertificate:input_type -> skep.wire.v1.IssueNodeCertificateRequest
+	6,  // 74: skep.wire.v1.Dispatch.Session:input_type -> skep.wire.v1.FromAgent
+	49, // 75: skep.wire.v1.Dispatch.Stream:input_type -> skep.wire.v1.Frame
+	1,  // 76: skep.wire.v1.CA.GetRootCA:output_type -> skep.wire.v1.GetRootCAResponse
+	3,  // 77: skep.wire.v1.CA.IssueNodeCertificate:output_type -> skep.wire.v1.IssueNodeCertificateResponse
+	17, // 78: skep.wire.v1.Dispatch.Session:output_type -> skep.wire.v1.ToAgent
+	49, // 79: skep.wire.v1.Dispatch.Stream:output_type -> skep.wire.v1.Frame
+	76, // [76:80] is the sub-list for method output_type
+	72, // [72:76] is the sub-list for method input_type
+	72, // [72:72] is the sub-list for extension type_name
+	72, // [72:72] is the sub-list for extension extendee
+	0,  // [0:72] is the sub-list for field type_name
 }
 
 func init() { file_wire_proto_init() }
@@ -4729,8 +4787,9 @@ func file_wire_proto_init() {
 	}
 	file_wire_proto_msgTypes[46].OneofWrappers = []any{
 		(*OpenStream_Logs)(nil),
+		(*OpenStream_ContainerApi)(nil),
 	}
-	file_wire_proto_msgTypes[48].OneofWrappers = []any{
+	file_wire_proto_msgTypes[49].OneofWrappers = []any{
 		(*Frame_Open)(nil),
 		(*Frame_LogEntries)(nil),
 		(*Frame_Data)(nil),
@@ -4742,7 +4801,7 @@ func file_wire_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_wire_proto_rawDesc), len(file_wire_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   59,
+			NumMessages:   60,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

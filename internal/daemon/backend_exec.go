@@ -1,0 +1,104 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/skep-swarm/skep/internal/model"
+	skruntime "github.com/skep-swarm/skep/internal/runtime"
+)
+
+// Exec starts a further process in a container of this node.
+func (b *backend) Exec(ctx context.Context, id string, spec skruntime.ExecSpec) (skruntime.Process, error) {
+	c, err := b.runtime.Open(id)
+	if err != nil {
+		return nil, err
+	}
+	p, err := c.Exec(ctx, spec)
+	if errors.Is(err, skruntime.ErrNotFound) {
+		err = model.NotFoundf("No such container: %s", id)
+	}
+	return p, err
+}
+
+// DialNode connects to the API that a node serves for its containers.
+func (b *backend) DialNode(ctx context.Context, node model.NodeID) (net.Conn, error) {
+	a, err := b.manager()
+	if err != nil {
+		return nil, err
+	}
+	return a.dispatch.DialNode(ctx, node)
+}
+
+// nodeAPI serves this node's containers to managers. The handler comes when the API is made; until then there is none.
+type nodeAPI struct{ handler atomic.Pointer[http.Handler] }
+
+func (n *nodeAPI) set(h http.Handler) { n.handler.Store(&h) }
+
+// serve answers the requests of one connection until it or ctx ends.
+func (n *nodeAPI) serve(ctx context.Context, conn net.Conn) {
+	h := n.handler.Load()
+	if h == nil {
+		return
+	}
+	ended := make(chan struct{})
+	l := &oneConn{conn: &notedConn{Conn: conn, closed: sync.OnceFunc(func() { close(ended) })}, ended: ended}
+	srv := &http.Server{
+		Handler: *h, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 64 << 10,
+		BaseContext: func(net.Listener) context.Context { return ctx },
+	}
+	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
+	defer stop()
+	_ = srv.Serve(l) // it ends with the connection
+}
+
+// oneConn is a listener with one connection.
+type oneConn struct {
+	conn  net.Conn
+	given atomic.Bool
+	ended chan struct{}
+}
+
+func (l *oneConn) Accept() (net.Conn, error) {
+	if !l.given.Swap(true) {
+		return l.conn, nil
+	}
+	<-l.ended
+	return nil, io.EOF
+}
+
+func (l *oneConn) Close() error   { return nil }
+func (l *oneConn) Addr() net.Addr { return l.conn.LocalAddr() }
+
+// notedConn tells when it is closed.
+type notedConn struct {
+	net.Conn
+	closed func()
+}
+
+func (c *notedConn) Close() error {
+	defer c.closed()
+	return c.Conn.Close()
+}
+
+// CloseWrite and Gone are the tunnel's.
+func (c *notedConn) CloseWrite() error {
+	if w, ok := c.Conn.(interface{ CloseWrite() error }); ok {
+		return w.CloseWrite()
+	}
+	return errors.ErrUnsupported
+}
+
+// Gone is closed when the manager has gone; nil when that cannot be told.
+func (c *notedConn) Gone() <-chan struct{} {
+	if g, ok := c.Conn.(interface{ Gone() <-chan struct{} }); ok {
+		return g.Gone()
+	}
+	return nil
+}
