@@ -74,10 +74,11 @@ func (s *Server) onContainer(h func(*request, *Container) error) handler {
 }
 
 // findTaskContainer looks for a container in the whole swarm by what a task's container can be called: the container's ID or a
-// prefix of it, its name, the task's ID, and, of the task that runs there, the name of its slot (web.2).
+// prefix of it, its name, and, of the task that runs there, the name of its slot (web.2). Not the task's ID: `docker inspect` asks
+// for containers first, and means the task.
 func findTaskContainer(snap *state.Snapshot, ref string) (*model.Task, error) {
 	ref = strings.TrimPrefix(ref, "/")
-	if len(ref) >= model.IDLen && (len(ref) == model.IDLen || ref[len(ref)-model.IDLen-1] == '.') {
+	if len(ref) > model.IDLen && ref[len(ref)-model.IDLen-1] == '.' {
 		if t, err := snap.FindTask(ref); err == nil && t.Node != 0 {
 			return t, nil
 		}
