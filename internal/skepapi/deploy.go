@@ -316,6 +316,7 @@ func (p *planner) resolve(spec *swarm.ServiceSpec) (*swarm.ServiceSpec, error) {
 	if err := json.Unmarshal(raw, out); err != nil {
 		return nil, fmt.Errorf("copy the spec: %w", err)
 	}
+	fillIn(out)
 	namer := p.snap.Cluster().Namer()
 	for i, n := range out.TaskTemplate.Networks {
 		if have := p.snap.NetworkByName(n.Target); have != nil {
@@ -333,6 +334,22 @@ func (p *planner) resolve(spec *swarm.ServiceSpec) (*swarm.ServiceSpec, error) {
 		}
 	}
 	return out, nil
+}
+
+// fillIn writes down what Docker's API would: a spec that says the same must look the same, or a deploy that changes nothing would
+// be an update.
+func fillIn(spec *swarm.ServiceSpec) {
+	m := &spec.Mode
+	if m.Replicated == nil && m.Global == nil && m.ReplicatedJob == nil && m.GlobalJob == nil {
+		m.Replicated = &swarm.ReplicatedService{}
+	}
+	if m.Replicated != nil && m.Replicated.Replicas == nil {
+		one := uint64(1)
+		m.Replicated.Replicas = &one
+	}
+	if spec.TaskTemplate.Runtime == "" {
+		spec.TaskTemplate.Runtime = swarm.RuntimeContainer
+	}
 }
 
 // auth is the value of X-Registry-Auth for an image's registry, "" for none.
