@@ -13,18 +13,18 @@ import (
 	"github.com/skep-swarm/skep/internal/model"
 )
 
-var (
-	constraintKey   = regexp.MustCompile(`^(?i)[a-z_][a-z0-9\-_.]+$`)
-	constraintValue = regexp.MustCompile(`^(?i)[a-z0-9:\-_\s\.\*\(\)\?\+\[\]\\\^\$\|\/]+$`)
-	capability      = regexp.MustCompile(`^(?i)(CAP_)?[A-Z_]+$`)
-)
+var capability = regexp.MustCompile(`^(?i)(CAP_)?[A-Z_]+$`)
 
 func admitPlacement(s *swarm.ServiceSpec) error {
 	p := s.TaskTemplate.Placement
 	if p == nil {
 		return nil
 	}
-	for _, c := range p.Constraints {
+	constraints, err := model.ParseConstraints(p.Constraints)
+	if err != nil {
+		return invalid("%s", err)
+	}
+	for _, c := range constraints {
 		if err := admitConstraint(c); err != nil {
 			return err
 		}
@@ -37,27 +37,16 @@ func admitPlacement(s *swarm.ServiceSpec) error {
 	return nil
 }
 
-// admitConstraint checks the syntax and the name: a constraint that can never be met because of
-// a typing error is better refused than left pending.
-func admitConstraint(c string) error {
-	key, value, ok := strings.Cut(c, "!=")
-	if k, v, eq := strings.Cut(c, "=="); eq && (!ok || len(k) < len(key)) {
-		key, value, ok = k, v, true
-	}
-	if !ok {
-		return invalid("constraint expected one operator from ==, !=")
-	}
-	key, value = strings.TrimSpace(key), strings.TrimSpace(value)
-	if !constraintKey.MatchString(key) {
-		return invalid("key '%s' is invalid", key)
-	}
-	if !constraintValue.MatchString(value) {
-		return invalid("value '%s' is invalid", value)
-	}
+// admitConstraint checks what the syntax does not: a constraint that can never be met because of a typing
+// error is better refused than left pending.
+func admitConstraint(c model.Constraint) error {
 	known := []string{"node.id", "node.hostname", "node.ip", "node.role", "node.platform.os", "node.platform.arch"}
-	name := strings.ToLower(key)
+	name := strings.ToLower(c.Key)
 	if !slices.Contains(known, name) && !strings.HasPrefix(name, "node.labels.") && !strings.HasPrefix(name, "engine.labels.") {
-		return invalid("constraint '%s': key '%s' is none of %s, node.labels.*, engine.labels.*", c, key, strings.Join(known, ", "))
+		return invalid("constraint '%s': key '%s' is none of %s, node.labels.*, engine.labels.*", c, c.Key, strings.Join(known, ", "))
+	}
+	if name == "node.ip" && !c.ValidIP() {
+		return invalid("constraint '%s': value '%s' is neither an address nor a subnet", c, c.Value)
 	}
 	return nil
 }

@@ -34,6 +34,8 @@ func TestAdmit(t *testing.T) {
 		{"restart delay", `{"TaskTemplate":{"RestartPolicy":{"Delay":-1}}}`, rpc + "TaskSpec: restart-delay cannot be negative"},
 		{"constraint", `{"TaskTemplate":{"Placement":{"Constraints":["node.labels.a != b","engine.labels.x==y z"]}}}`, ""},
 		{"constraint value", `{"TaskTemplate":{"Placement":{"Constraints":["node.role=={}"]}}}`, rpc + "value '{}' is invalid"},
+		{"constraint address", `{"TaskTemplate":{"Placement":{"Constraints":["node.ip==10.0.0.0/8","node.ip!=fd00::1"]}}}`, ""},
+		{"constraint no address", `{"TaskTemplate":{"Placement":{"Constraints":["node.ip!=10.0.0"]}}}`, rpc + "constraint 'node.ip!=10.0.0': value '10.0.0' is neither an address nor a subnet"},
 		{"constraint key", `{"TaskTemplate":{"Placement":{"Constraints":["=={}"]}}}`, rpc + "key '' is invalid"},
 		{"update order", `{"UpdateConfig":{"Order":"sideways"}}`, "unrecognized update order sideways"},
 		{"rollback action", `{"RollbackConfig":{"FailureAction":"rollback"}}`, "unrecognized rollback failure action rollback"},

@@ -121,6 +121,13 @@ func (c Constraint) matchIP(addr string) bool {
 	return false
 }
 
+// ValidIP reports whether the value is an address or a subnet, as "node.ip" needs it.
+func (c Constraint) ValidIP() bool {
+	_, addr := netip.ParseAddr(c.Value)
+	_, subnet := netip.ParsePrefix(c.Value)
+	return addr == nil || subnet == nil
+}
+
 // NodeMatches reports whether a node satisfies all constraints.
 func NodeMatches(cs []Constraint, n *Node, id string) bool {
 	for _, c := range cs {

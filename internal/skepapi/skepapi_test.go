@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -136,6 +137,34 @@ func TestWhyHeld(t *testing.T) {
 	f.must(model.Change{SetNodeState: &model.NodeStateSet{Node: 2, State: swarm.NodeStateReady}})
 	if r := heldBack(); len(r) != 1 || r[0].Count != 1 || len(r[0].Tasks) != 0 {
 		t.Errorf("the notice alone: %+v", r)
+	}
+}
+
+// A task that is prepared ahead of its time says what it waits for: that its gate opens, that its image comes, or that
+// the task before it stops.
+func TestWhyPrepared(t *testing.T) {
+	f := newFake(t)
+	ready := func(num uint64, st model.TaskState) model.Change {
+		return model.Change{PutTask: &model.Task{ID: model.TaskID{Service: 1, Num: num}, Slot: uint32(num), Template: 1, State: st, Message: "preparing", Desired: model.StateReady}}
+	}
+	f.must(ready(1, model.StatePreparing), ready(2, model.StateReady))
+	reasons := func() map[string]int {
+		w, _ := get[Why](t, f, "/skep/v1/services/web/why")
+		out := map[string]int{}
+		for _, r := range w.Reasons {
+			if r.State != "ports" {
+				out[r.State+": "+r.Text] = r.Count
+			}
+		}
+		return out
+	}
+	if got, want := reasons(), map[string]int{"preparing: preparing": 1, "ready: waits for the task that it replaces to stop": 1}; !maps.Equal(got, want) {
+		t.Errorf("replaced: %v, want %v", got, want)
+	}
+	f.revision(`{"Name":"web","Labels":{"skep.depends_on":"db"},"Mode":{"Replicated":{"Replicas":4}},"TaskTemplate":{"ForceUpdate":1},"EndpointSpec":{"Ports":[{"PublishedPort":80,"TargetPort":80}]}}`)
+	f.must(model.Change{SetNotice: &model.NoticeSet{Service: 1, Text: "waits for service db, which does not exist"}})
+	if got, want := reasons(), map[string]int{"held: waits for service db, which does not exist": 2}; !maps.Equal(got, want) {
+		t.Errorf("gated: %v, want %v", got, want)
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 
 	"github.com/moby/moby/api/types/swarm"
 	"github.com/skep-swarm/skep/internal/model"
+	"github.com/skep-swarm/skep/internal/orchestrate"
 	"github.com/skep-swarm/skep/internal/state"
 )
 
@@ -42,7 +43,8 @@ func (s *server) why(ctx context.Context, r *http.Request) (any, error) {
 	return explain(snap, svc), nil
 }
 
-// held is the state of a Reason for tasks that stay on nodes that are down, because the planner's notice says so.
+// held is the state of a Reason for tasks that the planner holds where they are, as its notice says: they stay on
+// nodes that are down, or wait for other services.
 const held = "held"
 
 // explain reads it all from the state.
@@ -77,6 +79,11 @@ func explain(snap *state.Snapshot, svc *model.Service) *Why {
 		}
 		if t.State == model.StateRunning {
 			w.Running++
+			continue
+		}
+		if t.Desired == model.StateReady && t.Err == "" && svc.Notice != "" && orchestrate.Gated(snap, svc.ID) {
+			add(held, svc.Notice, snap.Cluster().Namer().TaskID(t.ID))
+			notice = ""
 			continue
 		}
 		add(t.State.String(), taskReason(snap, t), snap.Cluster().Namer().TaskID(t.ID))
@@ -152,7 +159,7 @@ func taskReason(snap *state.Snapshot, t *model.Task) string {
 			text += ", after: " + last.Err
 		}
 		return text
-	case t.Desired == model.StateReady:
+	case t.Desired == model.StateReady && t.State == model.StateReady:
 		return "waits for the task that it replaces to stop"
 	}
 	return t.Message
