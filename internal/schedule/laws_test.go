@@ -23,6 +23,11 @@ func TestPlacementEqualsOneAtATime(t *testing.T) {
 				n.Spec.Labels = map[string]string{"zone": []string{"a", "b"}[r.IntN(2)]}
 				n.Description.Resources = swarm.Resources{NanoCPUs: int64(r.IntN(5)) * 1e9, MemoryBytes: int64(r.IntN(8)) << 30, GenericResources: randomGeneric(r)}
 				n.Description.Engine.Labels = map[string]string{"rack": []string{"1", "2", "3"}[r.IntN(3)]}
+				n.Spec.Role = []swarm.NodeRole{swarm.NodeRoleManager, swarm.NodeRoleWorker}[r.IntN(2)]
+				n.Addr = []string{"10.0.0.1", "10.1.0.1"}[r.IntN(2)]
+				if r.IntN(8) == 0 {
+					n.State = swarm.NodeStateDown
+				}
 				if r.IntN(5) == 0 {
 					n.Spec.Availability = swarm.NodeAvailabilityDrain
 				}
@@ -34,6 +39,9 @@ func TestPlacementEqualsOneAtATime(t *testing.T) {
 		var ids []model.ServiceID
 		for range 1 + r.IntN(4) {
 			ids = append(ids, c.service(1+r.IntN(20-btoi(few)*17), func(s *swarm.ServiceSpec) { randomNeed(r, s) }))
+		}
+		for _, id := range ids {
+			history(c, r, id)
 		}
 		start := c.snap
 		c.apply(Plan(c.snap, ids, testTime))
@@ -148,7 +156,8 @@ func TestCacheChangesNothing(t *testing.T) {
 func randomNeed(r *rand.Rand, s *swarm.ServiceSpec) {
 	p := swarm.Placement{MaxReplicas: uint64(r.IntN(3) * r.IntN(3))}
 	if r.IntN(3) == 0 {
-		p.Constraints = []string{"node.labels.zone " + []string{"==", "!="}[r.IntN(2)] + " a"}
+		kinds := []string{"node.labels.zone %s a", "engine.labels.rack %s 2", "node.hostname %s n1", "node.role %s manager", "node.ip %s 10.0.0.0/16", "node.platform.arch %s arm64"}
+		p.Constraints = []string{fmt.Sprintf(kinds[r.IntN(len(kinds))], []string{"==", "!="}[r.IntN(2)])}
 	}
 	if r.IntN(3) == 0 {
 		p.Platforms = []swarm.Platform{{OS: "linux", Architecture: "amd64"}}
@@ -176,57 +185,6 @@ func randomGeneric(r *rand.Rand) (out []swarm.GenericResource) {
 		out = append(out, model.Generic{Kind: "gpu", Name: fmt.Sprintf("gpu-%d", i)}.API())
 	}
 	return out
-}
-
-// one places a service's tasks one by one with a reference that looks at every node each time.
-func one(c *cluster, id model.ServiceID) {
-	for t := range c.snap.Tasks(id) {
-		nodes := columnsAfter(c.snap, nil)
-		var have counts
-		have.size(len(nodes.nodes))
-		have.load(c.snap, nodes, id, testTime) // of a fresh one, nothing to clear
-		n := newNeed(c.snap, c.snap.Service(id), t.Template)
-		best := -1
-		for i := range nodes.nodes {
-			if nodes.refusal(n, &have, i) == "" && (best < 0 || slices.Compare(rank(c, nodes, &have, n, i), rank(c, nodes, &have, n, best)) < 0) {
-				best = i
-			}
-		}
-		if best >= 0 {
-			c.do(model.Change{SetTaskPlace: &model.TaskPlaceSet{Task: t.ID, Node: nodes.nodes[best].ID, Generic: nodes.assign(n, best)}})
-		}
-	}
-}
-
-// rank is what single choices compare: per spread preference the branch that has the fewest tasks of the
-// service, then of all, then by name; within the last branch the node likewise.
-func rank(c *cluster, nodes *columns, have *counts, n *need, at int) []int32 {
-	rows := make([]int, 0, len(nodes.nodes))
-	for i := range nodes.nodes {
-		rows = append(rows, i)
-	}
-	var out []int32
-	for _, label := range n.spread {
-		mine := labelValue(nodes.nodes[at], label)
-		var same []int
-		var tasks, total, order int32
-		seen := map[string]bool{}
-		for _, i := range rows {
-			v := labelValue(nodes.nodes[i], label)
-			if v < mine && !seen[v] {
-				seen[v] = true
-				order++
-			}
-			if v == mine {
-				same = append(same, i)
-				tasks += have.tasks[i]
-				total += nodes.total[i]
-			}
-		}
-		out = append(out, tasks, total, order)
-		rows = same
-	}
-	return append(out, have.tasks[at], nodes.total[at], int32(at))
 }
 
 func BenchmarkPlace(b *testing.B) {
