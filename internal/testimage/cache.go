@@ -92,7 +92,7 @@ func (c Cache) packaged(ctx context.Context, name string, packages debian, more 
 }
 
 // recipe is counted up when the same packages make another image than before.
-const recipe = 2
+const recipe = 3
 
 // program builds a static program of this repository; Go's own cache makes this quick.
 func (c Cache) program(ctx context.Context, name string) ([]byte, error) {

@@ -105,6 +105,7 @@ func DemoNginx(ctx context.Context) (Image, error) {
 		return Image{}, err
 	}
 	img.Ref, img.Files = DemoNginxRef, append(tools, img.Files...)
-	img.Config.Healthcheck = healthcheck("CMD", "wget", "-q", "-T", "2", "-O", "/dev/null", "http://127.0.0.1/")
+	// No -T: Debian 12's static busybox crashes with it, on any host. A health check has a timeout of its own.
+	img.Config.Healthcheck = healthcheck("CMD", "wget", "-q", "-O", "/dev/null", "http://127.0.0.1/")
 	return img, nil
 }
