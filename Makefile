@@ -9,11 +9,10 @@ LDFLAGS    := -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)
 GOBUILD    := CGO_ENABLED=0 $(GO) build -trimpath -ldflags "$(LDFLAGS)"
 # Tools need no version: without it their binaries stay the same over commits.
 GOTOOL     := CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w"
-# Ports, image and size of the demo of `make up`; see hack/up.sh.
 export PATH := $(CURDIR)/bin:$(PATH)
 
 .PHONY: up
-up: install-deps docker-cli build ## start a one-node swarm here and a web server in three replicas
+up: install-deps docker-cli build ## start a one-node swarm here and the demo stack: nginx, a web program in three replicas, Redis (PORT=8080 REPLICAS=3)
 	@hack/up.sh
 
 .PHONY: down

@@ -3,6 +3,7 @@
 package test
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -161,6 +162,10 @@ func newStory(env *testscript.Env, shared *sharedParts) (*story, error) {
 	}
 	env.Setenv("PATH", bin+":"+os.Getenv("PATH"))
 	env.Setenv("HOME", dir)
+	// The user's, so that what a script builds is built once.
+	if cache, err := os.UserCacheDir(); err == nil {
+		env.Setenv("GOCACHE", cmp.Or(os.Getenv("GOCACHE"), filepath.Join(cache, "go-build")))
+	}
 	env.Setenv("DOCKER_HOST", "unix://"+s.socket())
 	env.Setenv("DOCKER_CONFIG", dir)
 	env.Setenv("ROOT", shared.root)

@@ -23,6 +23,7 @@ import (
 type upOptions struct {
 	dataRoot, execRoot, advertise string
 	timeout                       time.Duration
+	quiet                         bool
 }
 
 func (c *cli) up() *cobra.Command {
@@ -38,6 +39,7 @@ and says what to do next. Running it again changes nothing.`,
 	cmd.Flags().StringVar(&o.execRoot, "exec-root", "/run/skep", "where a new daemon keeps what a reboot may lose")
 	cmd.Flags().StringVar(&o.advertise, "advertise-addr", "", "address (or interface) that other nodes would reach this one by")
 	cmd.Flags().DurationVar(&o.timeout, "timeout", time.Minute, "how long to wait for the daemon")
+	cmd.Flags().BoolVarP(&o.quiet, "quiet", "q", false, "say what is done, and not what to do next")
 	return cmd
 }
 
@@ -70,8 +72,11 @@ func (c *cli) runUp(cmd *cobra.Command, o *upOptions) error {
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(w, "this node (%s, %s) is a manager of a swarm with %d node(s).\n\n", info.Name, info.Swarm.NodeAddr, info.Swarm.Nodes)
-	fmt.Fprintf(w, "next:  export DOCKER_HOST=%s\n", c.address())
+	fmt.Fprintf(w, "this node (%s, %s) is a manager of a swarm with %d node(s).\n", info.Name, info.Swarm.NodeAddr, info.Swarm.Nodes)
+	if o.quiet {
+		return nil
+	}
+	fmt.Fprintf(w, "\nnext:  export DOCKER_HOST=%s\n", c.address())
 	fmt.Fprintln(w, "       docker service create --name web --replicas 3 -p 8080:80 IMAGE     (images: skep image load -i FILE)")
 	fmt.Fprintln(w, "       skep service ls        skep info        skep down (stop everything here)")
 	return nil
