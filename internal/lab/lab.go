@@ -105,13 +105,26 @@ func newNetNS() (netns.NsHandle, error) {
 	return made, err
 }
 
-// onThread runs f on an operating-system thread of its own, which is thrown away
-// afterwards: f may change the thread's namespaces.
+// onThread runs f on an operating-system thread whose network namespace f may change. Afterwards it goes back:
+// a goroutine that ends while it is locked ends its thread too, but not the process's first thread, which Go
+// parks for ever; it would keep the namespace, and this process, seen from outside, would still sit in there.
+// A thread that does not find its way back is given up.
 func onThread(f func() error) error {
 	done := make(chan error, 1)
 	go func() {
-		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
-		done <- f()
+		runtime.LockOSThread()
+		home, err := netns.Get()
+		if err != nil {
+			runtime.UnlockOSThread()
+			done <- fmt.Errorf("lab: opening the own network namespace: %w", err)
+			return
+		}
+		defer home.Close()
+		err = f()
+		if back := netns.Set(home); back == nil {
+			runtime.UnlockOSThread()
+		}
+		done <- err
 	}()
 	return <-done
 }

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -366,6 +367,34 @@ func TestGuard(t *testing.T) {
 	})
 	if err != nil {
 		t.Error(err)
+	}
+}
+
+// Whichever threads were inside of a host, none stays there, the process's first one neither.
+func TestThreadsComeHome(t *testing.T) {
+	h := addHost(t, newLab(t), "a")
+	space, err := networkInode(h.Pid())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all sync.WaitGroup
+	for range 64 {
+		all.Go(func() {
+			if err := h.InNetNS(func() error { return exec.Command("true").Run() }); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	all.Wait()
+	threads, err := os.ReadDir("/proc/self/task")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, thread := range threads {
+		link, err := os.Readlink("/proc/self/task/" + thread.Name() + "/ns/net")
+		if err == nil && link == fmt.Sprintf("net:[%d]", space) {
+			t.Errorf("thread %s is still in the host (of process %d)", thread.Name(), os.Getpid())
+		}
 	}
 }
 
