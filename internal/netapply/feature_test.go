@@ -37,8 +37,8 @@ func TestBalance(t *testing.T) {
 				must(t, err)
 				seen[got]++
 			}
-			if len(seen) != 2 || seen["a "+client] == 0 || seen["b "+client] == 0 {
-				t.Errorf("%s %s: backends %v, want both", network, addr, seen)
+			if seen["a "+client] != 30 || seen["b "+client] != 30 {
+				t.Errorf("%s %s: backends %v, want half from each", network, addr, seen)
 			}
 		}
 	}

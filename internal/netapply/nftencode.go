@@ -243,7 +243,7 @@ func plain(m netplan.Match) ([]expr.Any, bool) {
 	return nil, false
 }
 
-// balance draws a number and translates the destination to that backend.
+// balance counts and translates the destination to the backend of that number.
 func (e *encoder) balance(m netplan.Match) ([]expr.Any, error) {
 	data, err := nftables.ConcatSetType(nftables.TypeIPAddr, nftables.TypeInetService)
 	nat := &expr.NAT{Type: expr.NATTypeDestNAT, Family: unix.NFPROTO_IPV4, RegAddrMin: reg1, RegProtoMin: r32n + 1, Specified: true}
@@ -260,7 +260,7 @@ func (e *encoder) balance(m netplan.Match) ([]expr.Any, error) {
 	elements := make([]nftables.SetElement, len(m.To))
 	for i, a := range m.To {
 		val := binary.BigEndian.AppendUint16(a.Addr().AsSlice(), a.Port())
-		// The drawn number lies in the register as the machine writes it.
+		// The number lies in the register as the machine writes it.
 		elements[i] = nftables.SetElement{Key: binaryutil.NativeEndian.PutUint32(uint32(i)), Val: append(val, 0, 0)}
 	}
 	if err := e.conn.AddSet(set, elements); err != nil {
@@ -269,7 +269,7 @@ func (e *encoder) balance(m netplan.Match) ([]expr.Any, error) {
 	return []expr.Any{
 		// The translation to a port needs a protocol that has ports.
 		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: reg1}, cmpEq(false, []byte{byte(m.Proto)}),
-		&expr.Numgen{Register: reg1, Modulus: uint32(len(m.To)), Type: unix.NFT_NG_RANDOM},
+		&expr.Numgen{Register: reg1, Modulus: uint32(len(m.To)), Type: unix.NFT_NG_INCREMENTAL},
 		&expr.Lookup{SourceRegister: reg1, DestRegister: reg1, IsDestRegSet: true, SetID: set.ID, SetName: set.Name},
 		nat,
 	}, nil

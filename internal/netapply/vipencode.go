@@ -185,7 +185,7 @@ func (e *vipEncoder) expressions(m netplan.Match) ([]expr.Any, error) {
 		return append(ex, nat), nil
 	case netplan.Balance:
 		e.anonymous(m, six)
-		return append(ex, &expr.Numgen{Register: reg1, Modulus: uint32(len(m.To)), Type: unix.NFT_NG_RANDOM},
+		return append(ex, &expr.Numgen{Register: reg1, Modulus: uint32(len(m.To)), Type: unix.NFT_NG_INCREMENTAL},
 			&expr.Lookup{SourceRegister: reg1, DestRegister: reg1, IsDestRegSet: true, SetID: e.sets, SetName: anonymousMap},
 			&expr.NAT{Type: expr.NATTypeDestNAT, Family: family, RegAddrMin: reg1}), nil
 	}
@@ -199,7 +199,7 @@ func (e *vipEncoder) expressions(m netplan.Match) ([]expr.Any, error) {
 // anonymousMap has the kernel choose a name.
 const anonymousMap = "__map%d"
 
-// anonymous adds the map from a drawn number to a backend that the next rule looks at.
+// anonymous adds the map from a number to a backend that the next rule looks at.
 func (e *vipEncoder) anonymous(m netplan.Match, six bool) {
 	e.sets++
 	e.newSet(anonymousMap, unix.NFT_SET_ANONYMOUS|unix.NFT_SET_CONSTANT|unix.NFT_SET_MAP, typeInteger, 4, keyType(six), addrLen(six))
@@ -213,7 +213,7 @@ func (e *vipEncoder) anonymous(m netplan.Match, six bool) {
 	all := e.nest(unix.NFTA_SET_ELEM_LIST_ELEMENTS)
 	for i, a := range m.To {
 		one := e.nest(unix.NFTA_LIST_ELEM)
-		// The drawn number lies in the register as the machine writes it.
+		// The number lies in the register as the machine writes it.
 		e.value(unix.NFTA_SET_ELEM_KEY, binaryutil.NativeEndian.PutUint32(uint32(i)))
 		e.value(unix.NFTA_SET_ELEM_DATA, a.Addr().AsSlice())
 		one()
@@ -265,18 +265,18 @@ type vipChange struct {
 	del      []netip.Addr
 }
 
-// encodeChange writes a change of a table that has all other virtual addresses.
-func encodeChange(table string, c vipChange) (*nfBatch, error) {
+// encodeChange writes a change of the tables of tasks of one turn that have all other virtual addresses.
+func encodeChange(table string, turn int, c vipChange) (*nfBatch, error) {
 	e := &vipEncoder{table: table}
 	for _, v := range c.add {
-		e.addChain(netplan.VIPChain(v))
+		e.addChain(netplan.VIPChain(v, turn))
 	}
 	for _, v := range c.set {
 		e.flushChain(v.Chain())
 	}
 	var add, del [2][]netip.Addr
 	for _, v := range slices.Concat(c.add, c.set) {
-		if err := e.fill(netplan.VIPChain(v)); err != nil {
+		if err := e.fill(netplan.VIPChain(v, turn)); err != nil {
 			return nil, err
 		}
 	}

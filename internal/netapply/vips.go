@@ -104,13 +104,19 @@ func (n *Network) carry(ctx context.Context, ov *overlay, c vipChange, lost vipF
 	if len(c.add)+len(c.set)+len(c.del) == 0 {
 		return nil
 	}
-	b, err := encodeChange(n.node.HostLink(), c)
-	if err != nil {
-		return err
+	var batches [netplan.Turns]func() (*nfBatch, error)
+	for turn := range batches {
+		batches[turn] = sync.OnceValues(func() (*nfBatch, error) { return encodeChange(n.node.HostLink(), turn, c) })
 	}
 	num := ov.bare().Num
 	// Once begun it reaches all: what the tasks' namespaces hold is known from the networks' values.
-	return n.forTasks(context.WithoutCancel(ctx), n.tasksOf(num), func(st *taskState) error { return n.changeTable(st, b, lost) })
+	return n.forTasks(context.WithoutCancel(ctx), n.tasksOf(num), func(st *taskState) error {
+		b, err := batches[st.task.Turn()]()
+		if err != nil {
+			return err
+		}
+		return n.changeTable(st, b, lost)
+	})
 }
 
 // forTasks does something with each of some tasks that are there, some at a time.

@@ -64,6 +64,19 @@ type Task struct {
 // before it, of its bridge port.
 func (t Task) Name() string { return t.ID[:min(12, len(t.ID))] }
 
+// Turns is how many places in a list of backends there are at which tasks may begin.
+const Turns = 8
+
+// Turn is the place at which the task begins with the backends of virtual addresses, of Turns. Each task goes through
+// them in turn for itself: if all began at the same one, it would get the only connection of all those that keep one.
+func (t Task) Turn() int {
+	b := t.Addr4.AsSlice()
+	if len(b) == 0 {
+		return 0
+	}
+	return int(b[len(b)-1]) % Turns
+}
+
 // A Proto is a transport protocol of a published port.
 type Proto uint8
 

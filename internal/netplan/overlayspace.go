@@ -108,8 +108,8 @@ func vipChain(a netip.Addr) string {
 // Chain is the name of the chain that balances the address.
 func (v VIP) Chain() string { return vipChain(v.Addr) }
 
-// VIPChain plans the chain that balances one virtual address. All protocols are translated alike.
-func VIPChain(v VIP) Chain {
+// VIPChain plans the chain that balances one virtual address for tasks of one Turn. All protocols are translated alike.
+func VIPChain(v VIP, turn int) Chain {
 	c := Chain{Name: v.Chain()}
 	to := slices.Clone(v.Backends)
 	slices.SortFunc(to, netip.Addr.Compare)
@@ -124,8 +124,9 @@ func VIPChain(v VIP) Chain {
 		return c
 	}
 	m := Match{Family: family, Verb: Translate}
-	for _, a := range to {
-		m.To = append(m.To, netip.AddrPortFrom(a, 0))
+	first := turn * len(to) / Turns
+	for i := range to {
+		m.To = append(m.To, netip.AddrPortFrom(to[(first+i)%len(to)], 0))
 	}
 	if len(to) > 1 {
 		m.Verb = Balance
@@ -153,7 +154,7 @@ func TaskTable(n Node, nets Overlays, t Task) *Table {
 	if len(t.Nets) == 0 && t.DNS == (DNSPorts{}) {
 		return nil
 	}
-	return &Table{Name: n.HostLink(), Virtual: true, Chains: []Chain{refuse, OutChain(t.DNS)}, VIPs: nets.vips(t)}
+	return &Table{Name: n.HostLink(), Virtual: true, Chains: []Chain{refuse, OutChain(t.DNS)}, VIPs: nets.vips(t), Turn: t.Turn()}
 }
 
 // OutChain plans what happens to connections that a task begins.

@@ -153,7 +153,7 @@ func vipMap(six bool) string {
 func (t *Table) AllChains() []Chain {
 	out := t.Chains[:len(t.Chains):len(t.Chains)]
 	for _, v := range t.VIPs {
-		out = append(out, VIPChain(v))
+		out = append(out, VIPChain(v, t.Turn))
 	}
 	return out
 }
@@ -238,7 +238,7 @@ func (m Match) String() string {
 // balance is written without fmt: rules are compared by their text, and one
 // may name a thousand backends.
 func balance(ip string, to []netip.AddrPort) string {
-	b := fmt.Appendf(make([]byte, 0, 64+32*len(to)), "dnat %s to numgen random mod %d map {", ip, len(to))
+	b := fmt.Appendf(make([]byte, 0, 64+32*len(to)), "dnat %s to numgen inc mod %d map {", ip, len(to))
 	for i, a := range to {
 		if i > 0 {
 			b = append(b, ',')

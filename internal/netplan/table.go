@@ -35,6 +35,7 @@ type Table struct {
 
 	Virtual bool  // has VIPMap4 and VIPMap6, with a chain of its own for each of
 	VIPs    []VIP // these, by address
+	Turn    int   // see Task.Turn
 }
 
 // A Chain is a chain of rules. A base chain has a Hook.
@@ -61,7 +62,7 @@ const (
 	Jump            // to chain Target
 	Masquerade      // take the address of the outgoing interface as source
 	Dispatch        // jump to the chain of the published port it is sent to, if any
-	Balance         // send to one of To, at random
+	Balance         // send to each of To in turn
 	Reset           // answer with a TCP reset
 	Refuse          // answer with ICMP port unreachable
 	Prohibit        // answer with ICMP administratively prohibited
