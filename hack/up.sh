@@ -42,7 +42,10 @@ else
 	echo "deploying the stack $name from $file"
 fi
 # Also when nothing changes: it waits until all runs.
-bin/skep stack deploy -q --timeout 2m -c $file $name
+bin/skep stack deploy -q --timeout 2m -c $file $name || {
+	echo "make up: the stack $name does not run: see above, and bin/skep stack ps --no-trunc $name (PORT=9000 make up takes another port)" >&2
+	exit 1
+}
 
 address=http://127.0.0.1:$PORT
 fetch() {
