@@ -1,15 +1,20 @@
 package daemon
 
 import (
+	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"io"
 	"net"
 	"net/http"
+	"os/exec"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"github.com/skep-swarm/skep/internal/dockerapi"
 	"github.com/skep-swarm/skep/internal/model"
 	skruntime "github.com/skep-swarm/skep/internal/runtime"
 )
@@ -25,6 +30,47 @@ func (b *backend) Exec(ctx context.Context, id string, spec skruntime.ExecSpec) 
 		err = model.NotFoundf("No such container: %s", id)
 	}
 	return p, err
+}
+
+// Control is a container of this node.
+func (b *backend) Control(id string) (dockerapi.Control, error) { return b.runtime.Open(id) }
+
+const (
+	psLimit  = 10 * time.Second
+	psOutput = 8 << 20 // bytes: a node with many processes lists them all
+)
+
+// PS runs this node's ps.
+func (b *backend) PS(ctx context.Context, args []string) (string, error) {
+	path, err := exec.LookPath("ps")
+	if err != nil {
+		return "", model.Errorf(model.Unimplemented, "this node has no ps, which lists processes: install it (apt-get install procps)")
+	}
+	ctx, cancel := context.WithTimeout(ctx, psLimit)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, path, args...)
+	cmd.Env = []string{"LC_ALL=C", "PATH=/usr/sbin:/usr/bin:/sbin:/bin"}
+	out, failed := &bounded{limit: psOutput}, &bounded{limit: 4 << 10}
+	cmd.Stdout, cmd.Stderr = out, failed
+	if err := cmd.Run(); err != nil {
+		// The first line says why; what follows is a manual.
+		line, _, _ := strings.Cut(strings.TrimSpace(failed.String()), "\n")
+		return "", model.Invalidf("ps: %s", cmp.Or(strings.TrimPrefix(line, "error: "), err.Error()))
+	}
+	return out.String(), nil
+}
+
+// bounded keeps the beginning of what is written to it.
+type bounded struct {
+	bytes.Buffer
+	limit int
+}
+
+func (b *bounded) Write(p []byte) (int, error) {
+	if room := b.limit - b.Len(); room > 0 {
+		b.Buffer.Write(p[:min(room, len(p))])
+	}
+	return len(p), nil
 }
 
 // DialNode connects to the API that a node serves for its containers.

@@ -6,6 +6,7 @@ import (
 	"io"
 	"iter"
 	"net/netip"
+	"syscall"
 	"time"
 
 	"github.com/moby/moby/api/types/container"
@@ -191,6 +192,19 @@ type Containers interface {
 	ListContainers(ctx context.Context) ([]Container, error)
 	// Exec starts a further process in a container; the process outlives ctx. Errors are those of runtime.Controller.
 	Exec(ctx context.Context, id string, spec runtime.ExecSpec) (runtime.Process, error)
+	// Control is a container of this node by its full ID; whether it exists its methods tell.
+	Control(id string) (Control, error)
+	// PS runs this node's ps with arguments that have been checked, and returns what it writes.
+	PS(ctx context.Context, args []string) (string, error)
+}
+
+// Control is what the API does with one container; see runtime.Controller, whose methods and errors these are.
+type Control interface {
+	Status(ctx context.Context) (runtime.Status, error)
+	Wait(ctx context.Context) (runtime.Exit, error)
+	Signal(ctx context.Context, sig syscall.Signal) error
+	Usage(ctx context.Context) (runtime.Usage, error)
+	Processes(ctx context.Context) ([]int, error)
 }
 
 // Container is one container of this node.

@@ -16,6 +16,26 @@ import (
 
 // Exec runs a program of the fake node in a container of the fake node.
 func (f *fake) Exec(ctx context.Context, id string, spec runtime.ExecSpec) (runtime.Process, error) {
+	c, err := f.controller(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	return c.Exec(ctx, spec)
+}
+
+// Control opens a container of the fake node.
+func (f *fake) Control(id string) (Control, error) { return f.controller(context.Background(), id) }
+
+// PS shows two processes: the container's first one and the host's.
+func (f *fake) PS(_ context.Context, args []string) (string, error) {
+	if strings.HasPrefix(args[len(args)-1], "-q") {
+		return "", model.Invalidf("ps: no lists")
+	}
+	return fmt.Sprintf("  PID COMMAND\n    1 init -z\n %d web  -v  x\n    - thread\n", f.node.Containers()[0].PID), nil
+}
+
+// controller is a container of the fake node, which runs or has.
+func (f *fake) controller(ctx context.Context, id string) (runtime.Controller, error) {
 	c, err := f.node.Runtime().Controller(runtime.Spec{ID: id, Task: swarm.TaskSpec{ContainerSpec: &swarm.ContainerSpec{Image: "any"}}})
 	if err == nil {
 		err = c.Prepare(ctx)
@@ -23,11 +43,10 @@ func (f *fake) Exec(ctx context.Context, id string, spec runtime.ExecSpec) (runt
 	if err == nil {
 		_, err = c.Start(ctx)
 	}
-	if err != nil {
-		return nil, err
-	}
-	return c.Exec(ctx, spec)
+	return c, err
 }
+
+type fakeBehaviour = fakeruntime.Behaviour
 
 func newFakeNode() *fakeruntime.Node {
 	n := fakeruntime.NewNode("any")

@@ -122,6 +122,15 @@ func (s *Server) localRoutes(t routeTable) {
 	t.get("/containers/json", s.listContainers)
 	t.get("/containers/{id}/json", s.onContainer(s.getContainer))
 	t.add(http.MethodGet, "/containers/{id}/logs", s.onContainer(s.containerLogs)).stream = true
+	t.add(http.MethodGet, "/containers/{id}/stats", s.onContainer(s.containerStats)).stream = true
+	t.get("/containers/{id}/top", s.onContainer(s.containerTop))
+	t.post("/containers/{id}/kill", onKill(s.onContainer(s.killContainer)))
+	t.add(http.MethodPost, "/containers/{id}/stop", s.onContainer(s.stopContainer)).stream = true
+	t.add(http.MethodPost, "/containers/{id}/wait", s.onContainer(s.waitContainer)).stream = true
+	t.post("/containers/{id}/start", s.onContainer(s.startContainer))
+	for action, line := range taskActions {
+		t.post("/containers/{id}/"+action, s.onContainer(ofTask(line)))
+	}
 	t.post("/containers/{id}/exec", s.onContainer(s.createExec))
 	t.add(http.MethodPost, "/exec/{id}/start", s.onExec(s.startExec)).stream = true
 	t.post("/exec/{id}/resize", s.onExec(s.resizeExec))

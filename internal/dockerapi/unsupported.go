@@ -33,6 +33,15 @@ var laterRoutes = []struct{ method, pattern, line string }{
 	{http.MethodDelete, "/plugins/{name...}", "plugins are not available"},
 }
 
+// taskActions are refused of a task's container, whose life is the swarm's, with what to do instead.
+var taskActions = map[string]string{
+	"restart": "it runs once; docker stop ends it and the swarm starts another, docker service update --force starts a service anew",
+	"rename":  "its name is the task's",
+	"update":  "its limits are the service's; use docker service update --limit-cpu, --limit-memory or --limit-pids",
+	"pause":   "the swarm would take it for dead; use docker service scale to stop it",
+	"unpause": "it cannot have been paused",
+}
+
 // laterFeatures are parts of a service's spec. Each line says what to do instead, if anything.
 var laterFeatures = []struct {
 	uses func(*swarm.ServiceSpec) bool

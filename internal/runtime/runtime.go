@@ -8,6 +8,7 @@ package runtime
 
 import (
 	"context"
+	"syscall"
 	"time"
 
 	"github.com/moby/moby/api/types/container"
@@ -80,6 +81,9 @@ type Status struct {
 	CreatedAt time.Time
 	StartedAt time.Time
 	Exit      Exit // valid when State is Exited
+	// StopSignal is the name or number of the signal that asks it to end, StopGrace how long it may take.
+	StopSignal string
+	StopGrace  time.Duration
 	// Healthcheck is what the task's spec asks for, or else its image, Docker's defaults filled in; nil when neither
 	// asks for one.
 	Healthcheck *container.HealthConfig
@@ -124,6 +128,14 @@ type Controller interface {
 	// Exec starts a further process in a running container. It may run beside any other method. The context bounds the
 	// start only. Errors: KindNotRunning, KindInvalid, KindCommand with the exit code a shell would give, or plain.
 	Exec(ctx context.Context, spec ExecSpec) (Process, error)
+	// Signal sends a signal to the first process of a running container, and does not wait for what comes of it. Errors:
+	// KindNotRunning or plain. Signal, Usage and Processes may run beside any other method.
+	Signal(ctx context.Context, sig syscall.Signal) error
+	// Usage reports what a running container uses. Errors: KindNotRunning or plain.
+	Usage(ctx context.Context) (Usage, error)
+	// Processes returns the processes of a running container as the host numbers them, in order. Errors: KindNotRunning
+	// or plain.
+	Processes(ctx context.Context) ([]int, error)
 	// Status reports the container's state, or ErrNotFound.
 	Status(ctx context.Context) (Status, error)
 }

@@ -76,7 +76,8 @@ func (u *unit) describe() (runtime.Container, bool) {
 }
 
 func (u *unit) statusLocked() runtime.Status {
-	s := runtime.Status{State: u.state, CreatedAt: u.rec.CreatedAt, StartedAt: u.rec.StartedAt, Healthcheck: u.rec.Health}
+	s := runtime.Status{State: u.state, CreatedAt: u.rec.CreatedAt, StartedAt: u.rec.StartedAt, Healthcheck: u.rec.Health,
+		StopSignal: u.rec.StopSignal, StopGrace: u.rec.StopGrace}
 	if u.state == runtime.Running {
 		s.PID = u.rec.PID
 	}

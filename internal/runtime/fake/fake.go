@@ -33,6 +33,7 @@ const (
 	Kill    Step = "kill"
 	Remove  Step = "remove"
 	Exec    Step = "exec"
+	Signal  Step = "signal"
 )
 
 // Behaviour is how a container's program behaves.
@@ -78,7 +79,6 @@ type failure struct {
 type container struct {
 	runtime.Container
 	behaviour Behaviour
-	grace     time.Duration
 	done      chan struct{} // closed when it ended or was removed
 	step      sync.Mutex
 }
@@ -233,13 +233,17 @@ func (n *Node) create(spec runtime.Spec) error {
 			return runtime.BindSourceMissing(m.Source)
 		}
 	}
-	c := &container{grace: 10 * time.Second, done: make(chan struct{})}
+	c := &container{done: make(chan struct{})}
 	c.Container = runtime.Container{
 		ID: spec.ID, TaskID: spec.TaskID, Name: spec.Name, Image: t.Image, ImageDigest: digest, Labels: spec.Labels,
 		Status: runtime.Status{State: runtime.Created, CreatedAt: n.now(), Healthcheck: runtime.Healthcheck(t.Healthcheck, n.Health)},
 	}
+	c.StopSignal, c.StopGrace = "SIGTERM", 10*time.Second
+	if t.StopSignal != "" {
+		c.StopSignal = t.StopSignal
+	}
 	if t.StopGracePeriod != nil {
-		c.grace = *t.StopGracePeriod
+		c.StopGrace = *t.StopGracePeriod
 	}
 	if n.Behave != nil {
 		c.behaviour = n.Behave(spec)

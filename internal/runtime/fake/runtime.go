@@ -173,7 +173,7 @@ func (c *controller) Stop(ctx context.Context) error {
 		case <-waiting.Done():
 		}
 	}()
-	n.waitGrace(waiting, found.grace)
+	n.waitGrace(waiting, found.StopGrace)
 	cancel()
 	<-stop
 	if ctx.Err() != nil {
