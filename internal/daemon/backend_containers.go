@@ -5,17 +5,14 @@ import (
 	"encoding/json"
 	"net/netip"
 
-	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/mount"
-	"github.com/moby/moby/api/types/volume"
 	"github.com/skep-swarm/skep/internal/dockerapi"
 	"github.com/skep-swarm/skep/internal/images"
 	"github.com/skep-swarm/skep/internal/keeper/jsonlog"
 	"github.com/skep-swarm/skep/internal/model"
 	"github.com/skep-swarm/skep/internal/runtime"
 	"github.com/skep-swarm/skep/internal/state"
-	"github.com/skep-swarm/skep/internal/volumes"
 )
 
 // ListContainers lists this node's containers with what the state knows of their tasks.
@@ -63,20 +60,24 @@ func (b *backend) container(c *runtime.Container, byDigest map[string]*images.Im
 		out.ImageID = img.ID
 	}
 	b.addTask(&out, c.TaskID, img, snap)
-	b.nameVolumes(&out, c.Volumes)
+	b.addMounts(&out, c)
 	return out
 }
 
-// nameVolumes says which volumes a container really mounts: a spec leaves names out or has placeholders in them, and
-// one that is forgotten already still has its volumes in use.
-func (b *backend) nameVolumes(out *dockerapi.Container, names []string) {
-	for i := range out.Mounts {
-		if p := &out.Mounts[i]; p.Type == mount.TypeVolume && len(names) > 0 {
-			p.Name, p.Driver, p.Source = names[0], "local", b.cfg.data("volumes", names[0], "_data")
-			names = names[1:]
+// addMounts says what a container really mounts: a spec leaves names out or has placeholders in them, and one that is forgotten
+// already still has its volumes in use.
+func (b *backend) addMounts(out *dockerapi.Container, c *runtime.Container) {
+	for _, m := range c.Mounts {
+		p := container.MountPoint{Type: m.Type, Name: m.Name, Source: m.Source, Destination: m.Target, RW: !m.ReadOnly, Propagation: mount.Propagation(m.Propagation)}
+		if m.Type == mount.TypeVolume {
+			p.Driver, p.Mode = "local", "z"
 		}
+		out.Mounts = append(out.Mounts, p)
 	}
-	for _, name := range names {
+	if c.Mounts != nil {
+		return
+	}
+	for _, name := range c.Volumes { // a container of an earlier version
 		out.Mounts = append(out.Mounts, container.MountPoint{Type: mount.TypeVolume, Name: name, Driver: "local", Source: b.cfg.data("volumes", name, "_data"), RW: true})
 	}
 }
@@ -115,10 +116,6 @@ func (b *backend) addTask(out *dockerapi.Container, taskID string, img *images.I
 		out.Hostname = spec.Hostname
 	}
 	out.Command = command(spec.Command, spec.Args, img)
-	for _, m := range spec.Mounts {
-		p := container.MountPoint{Type: m.Type, Source: m.Source, Destination: m.Target, RW: !m.ReadOnly}
-		out.Mounts = append(out.Mounts, p)
-	}
 }
 
 func apiState(s runtime.State) container.ContainerState {
@@ -145,44 +142,4 @@ func command(cmd, args []string, img *images.Image) []string {
 		}
 	}
 	return append(append([]string(nil), cmd...), args...)
-}
-
-// ListVolumes lists this node's volumes.
-func (b *backend) ListVolumes(ctx context.Context) ([]volume.Volume, error) {
-	list, err := b.volumes.List(ctx)
-	if err != nil {
-		return nil, sorted(err)
-	}
-	out := make([]volume.Volume, 0, len(list))
-	for _, v := range list {
-		out = append(out, apiVolume(v))
-	}
-	return out, nil
-}
-
-func apiVolume(v volumes.Volume) volume.Volume {
-	return volume.Volume{Name: v.Name, Driver: "local", Mountpoint: v.Mountpoint, Labels: v.Labels, Scope: "local", CreatedAt: v.CreatedAt.UTC().Format("2006-01-02T15:04:05Z07:00"), Options: map[string]string{}}
-}
-
-// CreateVolume makes a local volume; one of the name that exists is returned.
-func (b *backend) CreateVolume(ctx context.Context, req volume.CreateRequest) (volume.Volume, error) {
-	if req.Driver != "" && req.Driver != "local" {
-		return volume.Volume{}, model.NotFoundf("create %s: error looking up volume plugin %s: plugin \"%s\" not found", req.Name, req.Driver, req.Driver)
-	}
-	if len(req.DriverOpts) > 0 {
-		return volume.Volume{}, model.Errorf(model.Unimplemented, "volume options (%d given) are not supported yet: leave --opt out, or bind a directory that is mounted on the host", len(req.DriverOpts))
-	}
-	v, err := b.volumes.Create(ctx, req.Name, req.Labels)
-	if err != nil {
-		return volume.Volume{}, sorted(err)
-	}
-	return apiVolume(v), nil
-}
-
-// RemoveVolume removes a volume and what is in it.
-func (b *backend) RemoveVolume(ctx context.Context, name string, force bool) error {
-	if _, err := b.volumes.Inspect(ctx, name); errdefs.IsNotFound(err) && !force {
-		return model.NotFoundf("get %s: no such volume", name)
-	}
-	return sorted(b.volumes.Remove(ctx, name))
 }

@@ -16,7 +16,7 @@ func TestRemoveVolume(t *testing.T) {
 	if err := b.RemoveVolume(t.Context(), "nope", true); err != nil {
 		t.Errorf("forcing it: %v", err)
 	}
-	if _, err := b.volumes.Create(t.Context(), "data", nil); err != nil {
+	if _, err := b.volumes.Create(t.Context(), "data", nil, nil); err != nil {
 		t.Fatal(err)
 	}
 	if err := b.RemoveVolume(t.Context(), "data", false); err != nil {

@@ -3,6 +3,7 @@ package dockerapi
 import (
 	"fmt"
 	"path"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -11,6 +12,7 @@ import (
 	"github.com/moby/moby/api/types/mount"
 	"github.com/moby/moby/api/types/swarm"
 	"github.com/skep-swarm/skep/internal/model"
+	"github.com/skep-swarm/skep/internal/volumes"
 )
 
 var capability = regexp.MustCompile(`^(?i)(CAP_)?[A-Z_]+$`)
@@ -134,6 +136,7 @@ func admitMount(m *mount.Mount) error {
 		case m.Source != "" && !strings.Contains(m.Source, "{{") && !volumeName.MatchString(m.Source):
 			return bad("%q includes invalid characters for a local volume name, only %q are allowed. If you intended to pass a host directory, use absolute path", m.Source, "[a-zA-Z0-9][a-zA-Z0-9_.-]")
 		}
+		return admitVolume(m.VolumeOptions, bad)
 	case mount.TypeTmpfs:
 		switch {
 		case m.Source != "":
@@ -146,6 +149,20 @@ func admitMount(m *mount.Mount) error {
 	case mount.TypeCluster, mount.TypeImage, mount.TypeNamedPipe: // unsupported.go has its say
 	default:
 		return model.Invalidf("invalid MountType: %q", m.Type)
+	}
+	return nil
+}
+
+// admitVolume refuses options of volumes that no node can honour: a task could only fail with them.
+func admitVolume(o *mount.VolumeOptions, bad func(format string, args ...any) error) error {
+	switch {
+	case o == nil:
+	case o.Subpath != "" && !filepath.IsLocal(o.Subpath):
+		return bad("subpath must be a relative path within the volume")
+	case o.DriverConfig != nil && (o.DriverConfig.Name == "" || o.DriverConfig.Name == "local"):
+		if err := volumes.CheckOptions(o.DriverConfig.Options); err != nil {
+			return bad("%v", err)
+		}
 	}
 	return nil
 }

@@ -246,4 +246,6 @@ type Volumes interface {
 	ListVolumes(ctx context.Context) ([]volume.Volume, error)
 	CreateVolume(ctx context.Context, req volume.CreateRequest) (volume.Volume, error)
 	RemoveVolume(ctx context.Context, name string, force bool) error
+	// VolumeSize is how much a volume holds, in bytes; -1 when that is not this host's to count.
+	VolumeSize(ctx context.Context, name string) (int64, error)
 }

@@ -123,3 +123,5 @@ func (f *fake) RemoveVolume(_ context.Context, name string, _ bool) error {
 	}
 	return nil
 }
+
+func (f *fake) VolumeSize(context.Context, string) (int64, error) { return 1000, nil }

@@ -74,6 +74,15 @@ func (f filters) labels(key string, labels map[string]string) bool {
 	return true
 }
 
+// anyLabel is true when one of the labels (key, or key=value) is there: the opposite of what "label!" asks for.
+func (f filters) anyLabel(key string, labels map[string]string) bool {
+	return slices.ContainsFunc(f[key], func(want string) bool {
+		k, v, withValue := strings.Cut(want, "=")
+		have, ok := labels[k]
+		return ok && (!withValue || have == v)
+	})
+}
+
 // flag reads a boolean filter (dangling=true).
 func (f filters) flag(key string) (value, asked bool, err error) {
 	if !f.has(key) {

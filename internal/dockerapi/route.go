@@ -161,5 +161,6 @@ func (s *Server) localRoutes(t routeTable) {
 	t.get("/volumes", s.listVolumes)
 	t.get("/volumes/{name}", s.getVolume)
 	t.post("/volumes/create", s.createVolume)
+	t.post("/volumes/prune", s.pruneVolumes)
 	t.delete("/volumes/{name}", s.removeVolume)
 }

@@ -163,10 +163,16 @@ func (s *Server) getDiskUsage(r *request) error {
 	for i := range containers {
 		out.Containers = append(out.Containers, s.containerSummary(&containers[i]))
 	}
+	used, err := s.volumeUsers(r.ctx())
+	if err != nil {
+		return err
+	}
 	for _, v := range volumes {
-		if v.UsageData == nil {
-			v.UsageData = &volume.UsageData{RefCount: -1, Size: -1} // Docker's "not computed"
+		size, err := s.backend.VolumeSize(r.ctx(), v.Name)
+		if err != nil {
+			size = -1 // Docker's "not computed"
 		}
+		v.UsageData = &volume.UsageData{RefCount: int64(len(used[v.Name])), Size: size}
 		out.Volumes = append(out.Volumes, v)
 	}
 	return writeJSON(r, http.StatusOK, out)

@@ -14,7 +14,6 @@ import (
 
 // laterRoutes answer 501 with their line. They are tried after all others.
 var laterRoutes = []struct{ method, pattern, line string }{
-	{http.MethodPost, "/volumes/prune", "pruning volumes is not available yet: remove them by name"},
 	{http.MethodPut, "/volumes/{name}", "cluster volumes are not available yet"},
 	{http.MethodGet, "/images/search", "searching for images is not available yet"},
 	{http.MethodPost, "/containers/create", `single containers are not available yet: use "docker service create"`},

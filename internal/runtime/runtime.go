@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/mount"
 	"github.com/moby/moby/api/types/swarm"
 )
 
@@ -98,7 +99,22 @@ type Container struct {
 	// Volumes are the names of the volumes it mounts: those of its task's mounts in their order, then those that its
 	// image asks for.
 	Volumes []string
+	// Mounts are what its task and its image asked for, in the same order; nil for a container of an earlier version.
+	Mounts []MountPoint
 	Status
+}
+
+// MountPoint is a place in a container that its task or its image asked for.
+type MountPoint struct {
+	Type mount.Type `json:"type"`
+	// Name is a volume's; Source is the path on the host, empty when there is none.
+	Name        string `json:"name,omitempty"`
+	Source      string `json:"source,omitempty"`
+	Target      string `json:"target"`
+	ReadOnly    bool   `json:"readOnly,omitempty"`
+	Propagation string `json:"propagation,omitempty"`
+	// Anonymous volumes go with their container.
+	Anonymous bool `json:"anonymous,omitempty"`
 }
 
 // Controller drives one container, one step at a time. Every step may be repeated: a step that was already taken

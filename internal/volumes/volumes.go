@@ -1,7 +1,8 @@
 // Package volumes keeps a node's local volumes: directories with a name that outlive the containers that mount them.
 //
 // The container runtime asks it for the directory of a volume, the API lists and removes volumes. A volume is the
-// directory NAME/_data below the store's root, with NAME/volume.json beside it. It must not know who mounts what.
+// directory NAME/_data below the store's root, with NAME/volume.json beside it. A volume whose options name a device has that
+// mounted there while containers use it. It must not know what a container is beyond its identifier.
 package volumes
 
 import (
@@ -27,7 +28,7 @@ var namePattern = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]+$`)
 
 const (
 	maxName = 255     // bytes, the file system's limit for a name
-	maxMeta = 1 << 20 // bytes of a volume's labels on disk
+	maxMeta = 1 << 20 // bytes of a volume's labels and options on disk
 	meta    = "volume.json"
 	data    = "_data"
 )
@@ -37,22 +38,28 @@ type Volume struct {
 	Name       string            `json:"name"`
 	Mountpoint string            `json:"-"`
 	Labels     map[string]string `json:"labels,omitempty"`
-	CreatedAt  time.Time         `json:"created"`
+	// Options are those of Docker's driver "local": type, device and o.
+	Options   map[string]string `json:"options,omitempty"`
+	CreatedAt time.Time         `json:"created"`
 }
 
 // Store keeps the volumes below one directory. Its methods are safe for concurrent use; two Stores on one directory are not.
 type Store struct {
 	root string
 	mu   sync.Mutex
+	uses map[string]*use // by the volume's name
 }
 
 // New returns a store of the volumes below root, which is made when it is needed.
-func New(root string) *Store { return &Store{root: root} }
+func New(root string) *Store { return &Store{root: root, uses: map[string]*use{}} }
 
 // Create makes a volume, or returns the one of that name unchanged. It fails with errdefs.ErrInvalidArgument for a
-// name or labels that a volume cannot have.
-func (s *Store) Create(ctx context.Context, name string, labels map[string]string) (Volume, error) {
+// name, labels or options that a volume cannot have.
+func (s *Store) Create(ctx context.Context, name string, labels, options map[string]string) (Volume, error) {
 	if err := checkName(name); err != nil {
+		return Volume{}, err
+	}
+	if err := CheckOptions(options); err != nil {
 		return Volume{}, err
 	}
 	if err := ctx.Err(); err != nil {
@@ -64,32 +71,49 @@ func (s *Store) Create(ctx context.Context, name string, labels map[string]strin
 	if err == nil || !errors.Is(err, errdefs.ErrNotFound) {
 		return v, err
 	}
-	v = Volume{Name: name, Mountpoint: s.path(name), Labels: maps.Clone(labels), CreatedAt: time.Now().UTC().Truncate(time.Second)}
-	body, err := json.Marshal(v)
-	if err != nil {
-		return Volume{}, fmt.Errorf("encode volume %s: %w", name, err)
-	}
-	if len(body) > maxMeta {
-		return Volume{}, fmt.Errorf("volume %s: labels of %d bytes are too large: %w", name, len(body), errdefs.ErrInvalidArgument)
-	}
-	dir := filepath.Join(s.root, name)
-	if err := os.MkdirAll(dir, 0o701); err != nil {
-		return Volume{}, fmt.Errorf("make volume %s: %w", name, err)
-	}
-	if err := os.WriteFile(filepath.Join(dir, meta), body, 0o600); err != nil {
-		return Volume{}, fmt.Errorf("make volume %s: %w", name, err)
-	}
-	// The directory comes last: it is what makes the volume exist.
-	if err := os.Mkdir(v.Mountpoint, 0o755); err != nil {
-		return Volume{}, fmt.Errorf("make volume %s: %w", name, err)
-	}
-	return v, os.Chmod(v.Mountpoint, 0o755) // whatever the umask is
+	v = Volume{Name: name, Mountpoint: s.path(name), Labels: maps.Clone(labels), Options: maps.Clone(options), CreatedAt: time.Now().UTC().Truncate(time.Second)}
+	return v, s.write(v)
 }
 
-// Mountpoint makes the volume if it does not exist and returns its directory.
-func (s *Store) Mountpoint(ctx context.Context, name string, labels map[string]string) (string, error) {
-	v, err := s.Create(ctx, name, labels)
-	return v.Mountpoint, err
+// write puts a new volume on disk; under mu.
+func (s *Store) write(v Volume) error {
+	body, err := json.Marshal(v)
+	if err != nil {
+		return fmt.Errorf("encode volume %s: %w", v.Name, err)
+	}
+	if len(body) > maxMeta {
+		return fmt.Errorf("volume %s: labels and options of %d bytes are too large: %w", v.Name, len(body), errdefs.ErrInvalidArgument)
+	}
+	dir := filepath.Join(s.root, v.Name)
+	if err := os.MkdirAll(dir, 0o701); err != nil {
+		return fmt.Errorf("make volume %s: %w", v.Name, err)
+	}
+	if err := writeFile(filepath.Join(dir, meta), body); err != nil {
+		return fmt.Errorf("make volume %s: %w", v.Name, err)
+	}
+	// The directory comes last: it is what makes the volume exist.
+	if err := os.Mkdir(v.Mountpoint, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+		return fmt.Errorf("make volume %s: %w", v.Name, err)
+	}
+	return os.Chmod(v.Mountpoint, 0o755) // whatever the umask is
+}
+
+// writeFile writes a file so that a crash leaves the whole of it or nothing: a volume that lost its options would
+// take data to the wrong place.
+func writeFile(path string, body []byte) error {
+	f, err := os.CreateTemp(filepath.Dir(path), meta+".")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(f.Name())
+	_, err = f.Write(body)
+	if err == nil {
+		err = f.Sync()
+	}
+	if err = errors.Join(err, f.Close()); err != nil {
+		return err
+	}
+	return os.Rename(f.Name(), path)
 }
 
 // Inspect returns a volume, or errdefs.ErrNotFound.
@@ -137,7 +161,8 @@ func (s *Store) List(ctx context.Context) ([]Volume, error) {
 	return list, nil
 }
 
-// Remove deletes a volume and what is in it. One that does not exist is no error. The caller makes sure nobody mounts it.
+// Remove deletes a volume and what is in it, but nothing of what its options mount there. One that does not exist is no
+// error, one that a container uses is errdefs.ErrConflict.
 func (s *Store) Remove(ctx context.Context, name string) error {
 	if err := ctx.Err(); err != nil {
 		return err
@@ -147,7 +172,13 @@ func (s *Store) Remove(ctx context.Context, name string) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if users := s.users(name); len(users) > 0 {
+		return conflictError{fmt.Sprintf("remove %s: volume is in use - [%s]", name, strings.Join(users, ", "))}
+	}
 	dir := filepath.Join(s.root, name)
+	if err := unmountBelow(dir); err != nil {
+		return fmt.Errorf("remove volume %s: %w", name, err)
+	}
 	// The name goes at once; the contents may take a while and may be interrupted. The dot keeps it out of List.
 	trash := filepath.Join(s.root, ".removed-"+name)
 	if err := os.RemoveAll(trash); err != nil {
@@ -169,6 +200,19 @@ func (s *Store) path(name string) string { return filepath.Join(s.root, name, da
 
 // read loads one volume; under mu. A directory without metadata is a volume all the same: its data counts.
 func (s *Store) read(name string) (Volume, error) {
+	v := Volume{}
+	path := filepath.Join(s.root, name, meta)
+	if m, err := os.Stat(path); err == nil && m.Size() <= maxMeta {
+		body, err := os.ReadFile(path)
+		if err != nil {
+			return Volume{}, fmt.Errorf("look at volume %s: %w", name, err)
+		}
+		_ = json.Unmarshal(body, &v) // a broken file costs the labels, not the volume
+	}
+	v.Name, v.Mountpoint = name, s.path(name)
+	if hasDevice(v.Options) {
+		return v, nil // its directory is not looked at: the server behind it may not answer
+	}
 	info, err := os.Lstat(s.path(name))
 	if errors.Is(err, fs.ErrNotExist) || err == nil && !info.IsDir() {
 		return Volume{}, notFound(name)
@@ -176,16 +220,9 @@ func (s *Store) read(name string) (Volume, error) {
 	if err != nil {
 		return Volume{}, fmt.Errorf("look at volume %s: %w", name, err)
 	}
-	v := Volume{CreatedAt: info.ModTime().UTC()}
-	path := filepath.Join(s.root, name, meta)
-	if m, err := os.Stat(path); err == nil && m.Size() <= maxMeta {
-		body, err := os.ReadFile(path)
-		if err != nil {
-			return Volume{}, fmt.Errorf("look at volume %s: %w", name, err)
-		}
-		_ = json.Unmarshal(body, &v) // a torn file costs the labels, not the volume
+	if v.CreatedAt.IsZero() {
+		v.CreatedAt = info.ModTime().UTC()
 	}
-	v.Name, v.Mountpoint = name, s.path(name)
 	return v, nil
 }
 

@@ -16,7 +16,7 @@ func TestLife(t *testing.T) {
 	if list, err := s.List(ctx); err != nil || len(list) != 0 {
 		t.Fatalf("List of nothing = %v, %v", list, err)
 	}
-	v, err := s.Create(ctx, "db", map[string]string{"a": "b"})
+	v, err := s.Create(ctx, "db", map[string]string{"a": "b"}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -29,11 +29,11 @@ func TestLife(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(v.Mountpoint, "x"), []byte("kept"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	again, err := New(s.root).Create(ctx, "db", map[string]string{"other": "label"})
+	again, err := New(s.root).Create(ctx, "db", map[string]string{"other": "label"}, nil)
 	if err != nil || again.Labels["a"] != "b" || !again.CreatedAt.Equal(v.CreatedAt) {
 		t.Errorf("Create again = %+v, %v; want %+v", again, err, v)
 	}
-	if _, err := s.Create(ctx, "aa", nil); err != nil {
+	if _, err := s.Create(ctx, "aa", nil, nil); err != nil {
 		t.Fatal(err)
 	}
 	list, err := s.List(ctx)
@@ -56,21 +56,21 @@ func TestLife(t *testing.T) {
 func TestNames(t *testing.T) {
 	s := New(t.TempDir())
 	for _, bad := range []string{"", "a", "..", "../x", "a/b", "-ab", ".hidden", "a b", strings.Repeat("x", 256)} {
-		if _, err := s.Create(t.Context(), bad, nil); !errors.Is(err, errdefs.ErrInvalidArgument) {
+		if _, err := s.Create(t.Context(), bad, nil, nil); !errors.Is(err, errdefs.ErrInvalidArgument) {
 			t.Errorf("Create(%q) = %v, want invalid", bad, err)
 		}
 		if err := s.Remove(t.Context(), bad); err != nil {
 			t.Errorf("Remove(%q) = %v", bad, err)
 		}
 	}
-	if _, err := s.Create(t.Context(), "a_b-c.d", nil); err != nil {
+	if _, err := s.Create(t.Context(), "a_b-c.d", nil, nil); err != nil {
 		t.Error(err)
 	}
 }
 
 func TestBrokenMetadata(t *testing.T) {
 	s := New(t.TempDir())
-	v, err := s.Create(t.Context(), "db", map[string]string{"a": "b"})
+	v, err := s.Create(t.Context(), "db", map[string]string{"a": "b"}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

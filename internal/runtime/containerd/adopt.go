@@ -56,6 +56,11 @@ func (r *Runtime) open(ctx context.Context) error {
 			return fmt.Errorf("adopt container %s: %w", k.ID, err)
 		}
 	}
+	if r.cfg.Volumes != nil {
+		if err := r.cfg.Volumes.Sweep(ctx); err != nil {
+			r.cfg.Log.Warn("unmount volumes that nobody uses", "error", err)
+		}
+	}
 	for id := range records { // of a container that was being made or removed
 		if err := r.dropRecord(id); err != nil {
 			return err
@@ -156,6 +161,9 @@ func (r *Runtime) adopt(ctx context.Context, rec *record) error {
 		}
 	}
 	alive := err == nil && resp.Process != nil
+	if rec.Exit == nil && (alive || rec.StartedAt.IsZero()) {
+		r.claimVolumes(ctx, rec) // before anybody can hear of its end
+	}
 	switch {
 	case alive && resp.Process.Status == tasktypes.Status_CREATED:
 		// Its daemon died between making and starting it; starting makes it anew.

@@ -29,8 +29,13 @@ import (
 
 // Volumes makes the named volumes that tasks mount. Implementations are safe for concurrent use.
 type Volumes interface {
-	// Mountpoint returns the directory of the volume, making the volume if it does not exist.
-	Mountpoint(ctx context.Context, name string, labels map[string]string) (path string, err error)
+	// Mount returns the directory of a volume for a container, ready for use. The volume is made if it does not exist. It may
+	// be repeated.
+	Mount(ctx context.Context, container, name string, labels, options map[string]string) (path string, err error)
+	// Unmount says that the container does not use the volume any more. It may be repeated.
+	Unmount(ctx context.Context, container, name string) error
+	// Sweep comes once, after a Mount for each container that lives: what others used is not in use any more.
+	Sweep(ctx context.Context) error
 	// Remove deletes the volume; one that does not exist is no error.
 	Remove(ctx context.Context, name string) error
 }

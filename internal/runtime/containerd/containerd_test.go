@@ -193,7 +193,11 @@ func TestConformance(t *testing.T) {
 // dirVolumes is the least that can be called volumes: directories.
 type dirVolumes string
 
-func (d dirVolumes) Mountpoint(_ context.Context, name string, _ map[string]string) (string, error) {
+func (d dirVolumes) Unmount(context.Context, string, string) error { return nil }
+
+func (d dirVolumes) Sweep(context.Context) error { return nil }
+
+func (d dirVolumes) Mount(_ context.Context, _, name string, _, _ map[string]string) (string, error) {
 	path := filepath.Join(string(d), name)
 	return path, os.MkdirAll(path, 0o755)
 }

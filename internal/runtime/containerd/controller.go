@@ -223,7 +223,7 @@ func (c *controller) Remove(ctx context.Context) error {
 	if err := c.r.discard(ctx, c.id); err != nil {
 		return err
 	}
-	if err := c.r.dropVolumes(ctx, u.rec); err != nil {
+	if err := errors.Join(c.r.releaseVolumes(ctx, u.rec), c.r.dropVolumes(ctx, u.rec)); err != nil {
 		return err
 	}
 	if err := c.r.dropRecord(c.id); err != nil {

@@ -41,15 +41,19 @@ func (c *controller) create(ctx context.Context, u *unit) (err error) {
 		return err
 	}
 	mounts, made, err := c.r.mounts(ctx, s, img)
-	for _, v := range made {
-		rec.Mounted = append(rec.Mounted, v.name)
-		if v.anonymous {
-			rec.Volumes = append(rec.Volumes, v.name)
+	rec.Mounts = made
+	for _, m := range made {
+		if m.Name != "" {
+			rec.Mounted = append(rec.Mounted, m.Name)
+		}
+		if m.Anonymous {
+			rec.Volumes = append(rec.Volumes, m.Name)
 		}
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, c.r.dropVolumes(ctx, rec))
+			ctx := context.WithoutCancel(ctx)
+			err = errors.Join(err, c.r.releaseVolumes(ctx, rec), c.r.dropVolumes(ctx, rec))
 		}
 	}()
 	if err != nil {
@@ -80,6 +84,30 @@ func (c *controller) create(ctx context.Context, u *unit) (err error) {
 	}
 	u.settle(rec, runtime.Created)
 	return nil
+}
+
+// releaseVolumes says that a container that runs no more uses its volumes no more.
+func (r *Runtime) releaseVolumes(ctx context.Context, rec *record) error {
+	if r.cfg.Volumes == nil {
+		return nil
+	}
+	var errs []error
+	for _, name := range rec.Mounted {
+		errs = append(errs, r.cfg.Volumes.Unmount(ctx, rec.ID, name))
+	}
+	return errors.Join(errs...)
+}
+
+// claimVolumes says that a container of an earlier daemon uses its volumes.
+func (r *Runtime) claimVolumes(ctx context.Context, rec *record) {
+	if r.cfg.Volumes == nil {
+		return
+	}
+	for _, name := range rec.Mounted {
+		if _, err := r.cfg.Volumes.Mount(ctx, rec.ID, name, nil, nil); err != nil {
+			r.cfg.Log.Warn("a container's volume cannot be mounted", "container", rec.ID, "volume", name, "error", err)
+		}
+	}
 }
 
 // dropVolumes removes a container's anonymous volumes.

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	iofs "io/fs"
+	"maps"
 	"os"
 	"path"
 	"path/filepath"
@@ -16,6 +17,7 @@ import (
 
 	"github.com/containerd/continuity/fs"
 	"github.com/moby/moby/api/types/mount"
+	"github.com/moby/sys/mountinfo"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
@@ -39,18 +41,12 @@ func systemMounts() []specs.Mount {
 	}
 }
 
-// madeVolume is a volume that a container mounts; an anonymous one goes with it. The zero value is none.
-type madeVolume struct {
-	name      string
-	anonymous bool
-}
-
 // mounts makes the volumes and checks the binds of a task, and returns all mounts of its container, parents first, with
-// the volumes among them: those of the task's mounts in their order, then the image's. With an error it
-// returns the volumes made so far.
-func (r *Runtime) mounts(ctx context.Context, s *runtime.Spec, img *image) ([]specs.Mount, []madeVolume, error) {
+// those that people asked for: the task's in their order, then the image's volumes. With an error it returns those
+// made so far.
+func (r *Runtime) mounts(ctx context.Context, s *runtime.Spec, img *image) ([]specs.Mount, []runtime.MountPoint, error) {
 	var user []specs.Mount
-	var made []madeVolume
+	var made []runtime.MountPoint
 	taken := make(map[string]bool)
 	for _, m := range s.Task.ContainerSpec.Mounts {
 		if !path.IsAbs(m.Target) || path.Clean(m.Target) == "/" {
@@ -61,9 +57,9 @@ func (r *Runtime) mounts(ctx context.Context, s *runtime.Spec, img *image) ([]sp
 			return nil, made, runtime.Invalid("Duplicate mount point: %s", m.Target)
 		}
 		taken[target] = true
-		mounted, volume, err := r.userMount(ctx, s, img, m)
-		if volume.name != "" {
-			made = append(made, volume)
+		mounted, point, err := r.userMount(ctx, s, img, m)
+		if err == nil || point.Name != "" {
+			made = append(made, point)
 		}
 		if err != nil {
 			return nil, made, err
@@ -75,9 +71,9 @@ func (r *Runtime) mounts(ctx context.Context, s *runtime.Spec, img *image) ([]sp
 			continue
 		}
 		m := mount.Mount{Type: mount.TypeVolume, Target: target}
-		mounted, volume, err := r.userMount(ctx, s, img, m)
-		if volume.name != "" {
-			made = append(made, volume)
+		mounted, point, err := r.userMount(ctx, s, img, m)
+		if err == nil || point.Name != "" {
+			made = append(made, point)
 		}
 		if err != nil {
 			return nil, made, err
@@ -139,17 +135,24 @@ func fileMounts(s *runtime.Spec, taken map[string]bool) []specs.Mount {
 }
 
 // userMount translates one mount of a task. It returns the volume also with an error that came after its making.
-func (r *Runtime) userMount(ctx context.Context, s *runtime.Spec, img *image, m mount.Mount) (specs.Mount, madeVolume, error) {
+func (r *Runtime) userMount(ctx context.Context, s *runtime.Spec, img *image, m mount.Mount) (specs.Mount, runtime.MountPoint, error) {
+	point := runtime.MountPoint{Type: m.Type, Source: m.Source, Target: path.Clean(m.Target), ReadOnly: m.ReadOnly}
+	var mounted specs.Mount
+	var err error
 	switch m.Type {
 	case mount.TypeBind:
-		mounted, err := bindMount(m)
-		return mounted, madeVolume{}, err
+		mounted, err = bindMount(m)
+		if err == nil {
+			point.Propagation = mounted.Options[1]
+		}
 	case mount.TypeTmpfs:
-		return tmpfsMount(m), madeVolume{}, nil
+		mounted, point.Source = tmpfsMount(m), ""
 	case mount.TypeVolume:
-		return r.volumeMount(ctx, s, img, m)
+		mounted, err = r.volumeMount(ctx, s, img, m, &point)
+	default:
+		err = runtime.Invalid("mount type %q is not supported on this node", m.Type)
 	}
-	return specs.Mount{}, madeVolume{}, runtime.Invalid("mount type %q is not supported on this node", m.Type)
+	return mounted, point, err
 }
 
 func bindMount(m mount.Mount) (specs.Mount, error) {
@@ -214,44 +217,73 @@ func tmpfsMount(m mount.Mount) specs.Mount {
 	return specs.Mount{Destination: path.Clean(m.Target), Type: "tmpfs", Source: "tmpfs", Options: options}
 }
 
-// volumeMount makes the volume, fills a new one with what the image has at its place, and mounts it.
-func (r *Runtime) volumeMount(ctx context.Context, s *runtime.Spec, img *image, m mount.Mount) (specs.Mount, madeVolume, error) {
+// anonymousLabel marks volumes without a name of the user's, as Docker does.
+const anonymousLabel = "com.docker.volume.anonymous"
+
+// volumeMount makes the volume, fills a new one with what the image has at its place, and mounts it. It notes the volume's name
+// in point as soon as there is a volume.
+func (r *Runtime) volumeMount(ctx context.Context, s *runtime.Spec, img *image, m mount.Mount, point *runtime.MountPoint) (specs.Mount, error) {
 	var none specs.Mount
 	if r.cfg.Volumes == nil {
-		return none, madeVolume{}, runtime.Invalid("this node has no volumes")
+		return none, runtime.Invalid("this node has no volumes")
 	}
 	options := mount.VolumeOptions{}
 	if m.VolumeOptions != nil {
 		options = *m.VolumeOptions
 	}
-	if d := options.DriverConfig; d != nil && d.Name != "" && d.Name != "local" {
-		return none, madeVolume{}, &runtime.Error{Kind: runtime.KindMount, Text: fmt.Sprintf("error looking up volume plugin %s: plugin %q not found", d.Name, d.Name)}
+	var driver map[string]string
+	if d := options.DriverConfig; d != nil {
+		if d.Name != "" && d.Name != "local" {
+			return none, &runtime.Error{Kind: runtime.KindMount, Text: fmt.Sprintf("error looking up volume plugin %s: plugin %q not found", d.Name, d.Name)}
+		}
+		driver = d.Options
 	}
-	volume := madeVolume{name: m.Source}
-	if volume.name == "" {
+	if options.Subpath != "" && !filepath.IsLocal(options.Subpath) {
+		return none, runtime.Invalid("invalid mount config for type \"volume\": subpath must be a relative path within the volume")
+	}
+	name, labels := m.Source, options.Labels
+	if name == "" {
 		// Derived, so that preparing the same container again finds the same volume.
 		sum := sha256.Sum256([]byte(s.ID + ":" + m.Target))
-		volume = madeVolume{hex.EncodeToString(sum[:]), true}
+		name, point.Anonymous = hex.EncodeToString(sum[:]), true
+		labels = map[string]string{anonymousLabel: ""}
+		maps.Copy(labels, options.Labels)
 	}
-	dir, err := r.cfg.Volumes.Mountpoint(ctx, volume.name, options.Labels)
+	dir, err := r.cfg.Volumes.Mount(ctx, s.ID, name, labels, driver)
 	if err != nil {
-		return none, madeVolume{}, &runtime.Error{Kind: runtime.KindMount, Text: fmt.Sprintf("create volume %s: %v", volume.name, err), Err: err}
+		return none, &runtime.Error{Kind: runtime.KindMount, Text: fmt.Sprintf("create volume %s: %v", name, err), Err: err}
 	}
+	point.Name, point.Source = name, dir
 	if !options.NoCopy {
 		if err := r.fillVolume(ctx, s, img, path.Clean(m.Target), dir); err != nil {
-			return none, volume, fmt.Errorf("copy the image's files to volume %s: %w", volume.name, err)
+			return none, fmt.Errorf("copy the image's files to volume %s: %w", name, err)
 		}
 	}
 	if options.Subpath != "" {
-		if dir, err = fs.RootPath(dir, options.Subpath); err != nil {
-			return none, volume, fmt.Errorf("find %s in volume %s: %w", options.Subpath, volume.name, err)
+		if dir, err = subpath(dir, name, options.Subpath); err != nil {
+			return none, err
 		}
 	}
 	flags := []string{"rbind", "rprivate"}
 	if m.ReadOnly {
 		flags = append(flags, "ro")
 	}
-	return specs.Mount{Destination: path.Clean(m.Target), Type: "bind", Source: dir, Options: flags}, volume, nil
+	return specs.Mount{Destination: path.Clean(m.Target), Type: "bind", Source: dir, Options: flags}, nil
+}
+
+// subpath is a place in a volume, which no symbolic link in it leads out of.
+func subpath(dir, volume, rel string) (string, error) {
+	at, err := fs.RootPath(dir, rel)
+	if err == nil {
+		_, err = os.Lstat(at)
+	}
+	if errors.Is(err, iofs.ErrNotExist) {
+		return "", &runtime.Error{Kind: runtime.KindMount, Text: fmt.Sprintf("cannot access path %s: there is nothing of that name in volume %s", rel, volume), Err: err}
+	}
+	if err != nil {
+		return "", fmt.Errorf("find %s in volume %s: %w", rel, volume, err)
+	}
+	return at, nil
 }
 
 // fillVolume copies what the image has at target into an empty volume, owner and mode of the directory included, so
@@ -274,8 +306,15 @@ func (r *Runtime) fillVolume(ctx context.Context, s *runtime.Spec, img *image, t
 	})
 }
 
-// copyWhole fills a directory at once: whoever is interrupted leaves it empty, to be filled by the next.
+// copyWhole fills a directory at once: whoever is interrupted leaves it empty, to be filled by the next. Only what is mounted at
+// the directory has to be filled piece by piece.
 func copyWhole(dir, source string) error {
+	if mounted, err := mountinfo.Mounted(dir); err != nil || mounted {
+		if err == nil {
+			err = fs.CopyDir(dir, source)
+		}
+		return err
+	}
 	part, err := os.MkdirTemp(filepath.Dir(dir), ".fill-")
 	if err != nil {
 		return err

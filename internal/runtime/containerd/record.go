@@ -31,6 +31,7 @@ type record struct {
 	TTY         bool                          `json:"tty,omitempty"`
 	Volumes     []string                      `json:"anonymousVolumes,omitempty"`
 	Mounted     []string                      `json:"volumes,omitempty"` // all volumes, the anonymous ones too
+	Mounts      []runtime.MountPoint          `json:"mounts,omitempty"`
 	Health      *dockerspec.HealthcheckConfig `json:"health,omitempty"`
 	CreatedAt   time.Time                     `json:"created"`
 	StartedAt   time.Time                     `json:"started,omitzero"`

@@ -71,7 +71,7 @@ func (u *unit) describe() (runtime.Container, bool) {
 	}
 	return runtime.Container{
 		ID: u.id, TaskID: u.rec.TaskID, Name: u.rec.Name, Image: u.rec.Image, ImageDigest: u.rec.ImageDigest,
-		Labels: u.rec.Labels, Volumes: u.rec.Mounted, Status: u.statusLocked(),
+		Labels: u.rec.Labels, Volumes: u.rec.Mounted, Mounts: u.rec.Mounts, Status: u.statusLocked(),
 	}, true
 }
 
@@ -120,6 +120,9 @@ func (u *unit) watch() {
 	}
 	shim.reap(clear)
 	u.r.dropSocket(u.id)
+	if err := u.r.releaseVolumes(clear, &rec); err != nil {
+		u.r.cfg.Log.Warn("unmount the volumes of an ended container", "container", u.id, "error", err)
+	}
 }
 
 // awaitExit returns how the container ended; false when ctx ended first.
