@@ -61,7 +61,7 @@ func (c *controller) Prepare(ctx context.Context) ([]swarm.PortConfig, error) {
 			return nil, temporary{err}
 		}
 		if err := c.a.net.awaitOverlays(ctx, gw.Nets); err != nil {
-			return nil, temporary{err}
+			return nil, err
 		}
 		if !c.a.net.ip6() {
 			gw.Addr6 = netip.Addr{}

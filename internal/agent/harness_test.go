@@ -113,6 +113,9 @@ func (n *fakeNet) SetPorts(_ context.Context, set []netplan.Port, del []netplan.
 func (n *fakeNet) SetOverlay(_ context.Context, o netplan.Overlay) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	if err := (netplan.Node{}).CheckOverlay(o); err != nil {
+		return err
+	}
 	n.nets[o.Num] = map[netip.Addr][]netip.Addr{}
 	for _, v := range o.VIPs {
 		n.nets[o.Num][v.Addr] = v.Backends

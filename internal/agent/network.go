@@ -57,6 +57,8 @@ type network struct {
 	watch *overlayWatch
 	laid  map[model.NetworkID]laid
 	dying map[model.NetworkID]bool // gone for the managers, and to be taken away here
+	// refused are networks that this node cannot have, and why.
+	refused map[model.NetworkID]error
 }
 
 func newNetwork(cfg Config) *network {
@@ -64,7 +66,7 @@ func newNetwork(cfg Config) *network {
 		rows: map[netplan.PortKey]netplan.Port{}, added: map[model.TaskID]netplan.Task{}, claims: map[model.TaskID]*claim{},
 		owners: map[netplan.PortKey]model.TaskID{}, held: map[netplan.PortKey]bool{},
 		applied: map[netplan.PortKey]netplan.Port{}, settled: make(chan struct{}), clashes: map[netplan.PortKey]model.PortClash{},
-		laid: map[model.NetworkID]laid{}, dying: map[model.NetworkID]bool{}}
+		laid: map[model.NetworkID]laid{}, dying: map[model.NetworkID]bool{}, refused: map[model.NetworkID]error{}}
 }
 
 // change edits under the lock and wakes run.
@@ -143,16 +145,21 @@ func (n *network) addTask(ctx context.Context, id model.TaskID, t netplan.Task) 
 	}
 	t = n.plain(t)
 	n.mu.Lock()
+	before, again := n.added[id]
 	if t.DNS == (netplan.DNSPorts{}) {
-		t.DNS = n.added[id].DNS
+		t.DNS = before.DNS
 	}
 	n.added[id] = t
 	n.mu.Unlock()
 	path, err := n.cfg.Network.AddTask(ctx, t)
 	if err != nil {
 		n.mu.Lock()
-		delete(n.added, id)
-		n.mu.Unlock()
+		defer n.mu.Unlock()
+		if again {
+			n.added[id] = before // what it has, it keeps: a process may run in it
+		} else {
+			delete(n.added, id)
+		}
 	}
 	return path, err
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/fxamacker/cbor/v2"
 	"github.com/skep-swarm/skep/internal/model"
 	"github.com/skep-swarm/skep/internal/netplan"
+	"github.com/skep-swarm/skep/internal/runtime"
 	"github.com/skep-swarm/skep/internal/wire"
 	"github.com/skep-swarm/skep/internal/wire/pb"
 )
@@ -162,10 +163,14 @@ func (n *network) setOverlay(ctx context.Context, id model.NetworkID, c *overlay
 	case gone:
 		n.mu.Lock()
 		delete(n.laid, id)
+		delete(n.refused, id)
 		n.dying[id] = true
 		n.mu.Unlock()
 		return nil
 	case whole:
+		if n.refuse(id, plan) {
+			return nil
+		}
 		if err := n.cfg.Network.SetOverlay(ctx, plan); err != nil {
 			return err
 		}
@@ -181,6 +186,24 @@ func (n *network) setOverlay(ctx context.Context, id model.NetworkID, c *overlay
 	close(n.settled)
 	n.settled = make(chan struct{})
 	return nil
+}
+
+// refuse reports whether this node cannot have a network, and notes why: its tasks say so, and nothing else of the node suffers.
+func (n *network) refuse(id model.NetworkID, plan netplan.Overlay) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	err := n.node.CheckOverlay(plan)
+	if err == nil {
+		delete(n.refused, id)
+		return false
+	}
+	if n.refused[id] == nil {
+		n.cfg.Log.Error("this node cannot have an overlay network", "err", err)
+	}
+	n.refused[id] = err
+	close(n.settled)
+	n.settled = make(chan struct{})
+	return true
 }
 
 // changed are the virtual addresses of the services that a change touches, and what all services have then.
@@ -248,9 +271,10 @@ func (n *network) removeOverlays(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// overlayInput is every network for a full pass, and what is laid after it.
+// overlayInput is every network for a full pass, and what is laid after it. n.mu is held.
 func (n *network) overlayInput() ([]netplan.Overlay, map[model.NetworkID]laid) {
 	var out []netplan.Overlay
+	clear(n.refused)
 	now := map[model.NetworkID]laid{}
 	for _, id := range n.nets.list() {
 		n.nets.read(id, func(o *overlay) {
@@ -258,23 +282,33 @@ func (n *network) overlayInput() ([]netplan.Overlay, map[model.NetworkID]laid) {
 				return
 			}
 			p, have := n.planOf(o)
-			if n.node.CheckOverlay(p) == nil {
-				out, now[id] = append(out, p), have
+			if err := n.node.CheckOverlay(p); err != nil {
+				n.refused[id] = err
+				return
 			}
+			out, now[id] = append(out, p), have
 		})
 	}
 	return out, now
 }
 
-// awaitOverlays returns when the networks of a task are laid, or says after a while which is not.
+// awaitOverlays returns when the networks of a task are laid, or says after a while which is not. For networks that this node
+// cannot have the error is of kind KindInvalid.
 func (n *network) awaitOverlays(ctx context.Context, nets []netplan.Attachment) error {
 	timer := time.NewTimer(networkWait)
 	defer timer.Stop()
 	for {
 		n.mu.Lock()
 		settled, why := n.settled, n.why
-		missing := slices.IndexFunc(nets, func(a netplan.Attachment) bool { return n.laid[model.NetworkID(a.Network)] == nil })
+		var refused error
+		missing := slices.IndexFunc(nets, func(a netplan.Attachment) bool {
+			refused = errors.Join(refused, n.refused[model.NetworkID(a.Network)])
+			return n.laid[model.NetworkID(a.Network)] == nil
+		})
 		n.mu.Unlock()
+		if refused != nil {
+			return runtime.Invalid("this node cannot have the task's networks: %v", refused)
+		}
 		if missing < 0 {
 			return nil
 		}
@@ -284,9 +318,9 @@ func (n *network) awaitOverlays(ctx context.Context, nets []netplan.Attachment) 
 			return ctx.Err()
 		case <-timer.C:
 			if why != nil {
-				return fmt.Errorf("overlay network %d is not up on this node: %w", nets[missing].Network, why)
+				return temporary{fmt.Errorf("overlay network %d is not up on this node: %w", nets[missing].Network, why)}
 			}
-			return fmt.Errorf("the managers have not told this node of overlay network %d yet", nets[missing].Network)
+			return temporary{fmt.Errorf("the managers have not told this node of overlay network %d yet", nets[missing].Network)}
 		}
 	}
 }

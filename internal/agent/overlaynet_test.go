@@ -1,9 +1,14 @@
 package agent
 
 import (
+	"context"
+	"errors"
+	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/skep-swarm/skep/internal/model"
 	"github.com/skep-swarm/skep/internal/netplan"
@@ -97,6 +102,75 @@ func TestTaskInOverlay(t *testing.T) {
 		defer h.net.mu.Unlock()
 		return h.net.nets[7] == nil
 	})
+}
+
+// A network that this node cannot have rejects its own tasks, with the reason; the node's passes succeed all the same.
+func TestImpossibleOverlay(t *testing.T) {
+	h := newHost(t)
+	m := newScripted(t, h)
+	a, stop := h.start(t)
+	defer stop()
+	eventually(t, "a session", m.connected)
+	m.template(1, simpleSpec())
+	tell := func(num uint64, options map[string]string) {
+		m.set(func() {
+			m.index++
+			subnet := fmt.Sprintf("10.0.%d.", num)
+			m.tellNet(&pb.NetTables{At: m.at(), Num: num, Complete: true, Network: &pb.NetworkInfo{Num: num, Id: "id", Name: "net", Vni: uint32(4096 + num),
+				Subnets: []string{subnet + "0/24"}, Gateways: []string{subnet + "1"}, Options: options}})
+		})
+	}
+	in := func(num uint64, addr string) {
+		m.set(func() { m.nets = []*pb.TaskNet{{Network: num, Addr4: addr4(t, addr)}} })
+	}
+	tell(8, nil)
+	in(8, "10.0.8.5")
+	m.awaitState(m.assign(1, 1, model.StateRunning), model.StateRunning) // the node's first full pass is over
+	tell(7, map[string]string{mtuOption: "68"})
+	in(7, "10.0.7.5")
+	bad := m.assign(2, 1, model.StateRunning)
+	m.awaitState(bad, model.StateRejected)
+	for _, i := range a.Tasks() {
+		if i.ID == bad && !strings.Contains(i.Err, "MTU 68: want 576 to 65535") {
+			t.Errorf("rejected with %q", i.Err)
+		}
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	if !a.net.awaitPass(ctx) {
+		t.Error("no pass succeeds")
+	}
+}
+
+// What a running task has of the network stays when mending it fails.
+func TestFailedMendKeepsTheTask(t *testing.T) {
+	h := newHost(t)
+	m := newScripted(t, h)
+	a, stop := h.start(t)
+	defer stop()
+	eventually(t, "a session", m.connected)
+	m.template(1, simpleSpec())
+	id := m.assign(1, 1, model.StateRunning)
+	m.awaitState(id, model.StateRunning)
+	has := a.net.tasks()[id]
+	h.net.mu.Lock()
+	h.net.fail = errors.New("no buffer space")
+	h.net.mu.Unlock()
+	changed := has
+	changed.DNS = netplan.DNSPorts{UDP: 1, TCP: 1}
+	if _, err := a.net.addTask(t.Context(), id, changed); err == nil {
+		t.Error("it did not fail")
+	}
+	if got, ok := a.net.tasks()[id]; !ok || got.DNS != has.DNS {
+		t.Errorf("the task is %+v now, %v", got, ok)
+	}
+	other := model.TaskID{Service: 9, Num: 9}
+	if _, err := a.net.addTask(t.Context(), other, changed); err == nil {
+		t.Error("it did not fail")
+	}
+	if _, ok := a.net.tasks()[other]; ok {
+		t.Error("a task that was not made is there")
+	}
 }
 
 func containerOf(h *host) string {

@@ -170,9 +170,9 @@ func (c *controller) await(ctx context.Context, refs []model.PayloadRef) (map[st
 func (t *task) say(message string) {
 	t.mu.Lock()
 	t.st.Message = message
-	st := t.st
+	m, st := t.msg, t.st
 	t.mu.Unlock()
-	t.a.cfg.Log.Info("a task waits", "task", t.msg.Id, "state", st.State.String(), "why", message)
+	t.a.cfg.Log.Info("a task waits", "task", m.Id, "state", st.State.String(), "why", message)
 	t.a.saveStatus(t.id, st)
 }
 

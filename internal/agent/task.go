@@ -159,7 +159,8 @@ func (t *task) run(ctx context.Context) {
 		case interrupted:
 			// Another state is wanted now.
 		default:
-			t.a.cfg.Log.Warn("a task's step has to be repeated", "task", t.msg.Id, "state", st.State.String(), "err", err)
+			m, _, _ := t.snapshot()
+			t.a.cfg.Log.Warn("a task's step has to be repeated", "task", m.Id, "state", st.State.String(), "err", err)
 			t.sleep(ctx, wait+rand.N(wait/2))
 			wait = min(2*wait, maxBackoff)
 		}
