@@ -75,7 +75,7 @@ func (p *loadProgress) Write(data []byte) (int, error) {
 				p.loaded = append(p.loaded, ref.String())
 			}
 		}
-		p.tell(line)
+		p.tell(m.Stream) // with its newline: clients print it as it is
 	}
 	return len(data), nil
 }

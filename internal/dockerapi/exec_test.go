@@ -207,6 +207,29 @@ func TestExecBounds(t *testing.T) {
 	}
 }
 
+// Whoever starts one process after the other, as health checks from outside do, is never refused.
+func TestEndedExecsGiveWay(t *testing.T) {
+	now := time.Unix(1e9, 0)
+	table := newExecTable(func() time.Time { return now }, seeded("execs"))
+	var ids []string
+	for i := range maxExecs + 2 {
+		e := &execSession{}
+		if err := table.add(e, 7); err != nil {
+			t.Fatalf("process %d: %v", i, err)
+		}
+		ids = append(ids, e.id)
+		now = now.Add(time.Millisecond)
+		if i > 0 { // the first still runs
+			e.end(0, now)
+		}
+	}
+	for i, want := range []bool{true, false, false, true} {
+		if _, err := table.get(ids[i]); (err == nil) != want {
+			t.Errorf("process %d is known: %v", i, err)
+		}
+	}
+}
+
 // A container on another node is reached through that node's API.
 func TestExecOnAnotherNode(t *testing.T) {
 	s, f := newSwarm(t)

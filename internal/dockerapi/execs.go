@@ -14,7 +14,8 @@ import (
 )
 
 const (
-	// maxExecs is how many further processes the API knows at a time, those included that have not begun or have ended.
+	// maxExecs is how many further processes the API knows at a time, those included that have not begun or have ended. One that
+	// has ended gives way.
 	maxExecs = 1000
 	// execUnused is how long a process may wait to be started, execKept how long its exit code can be asked for.
 	execUnused = 10 * time.Minute
@@ -106,7 +107,7 @@ func (t *execTable) add(e *execSession, node model.NodeID) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.expire()
-	if len(t.all) >= maxExecs {
+	if len(t.all) >= maxExecs && !t.giveWay() {
 		return model.Errorf(model.Exhausted, "this node keeps %d exec instances, which is its limit: try again in some minutes", maxExecs)
 	}
 	t.all[e.id] = e
@@ -124,6 +125,26 @@ func (t *execTable) expire() {
 			delete(t.all, id)
 		}
 	}
+}
+
+// giveWay forgets the one that ended first, whose exit code its client has asked for most likely; false when none has ended. t.mu is
+// held.
+func (t *execTable) giveWay() bool {
+	first, since := "", time.Time{}
+	for id, e := range t.all {
+		if at, ended := e.endedAt(); ended && (first == "" || at.Before(since)) {
+			first, since = id, at
+		}
+	}
+	delete(t.all, first)
+	return first != ""
+}
+
+// endedAt is when it ended; false while it has not.
+func (e *execSession) endedAt() (time.Time, bool) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.ended, e.code != nil
 }
 
 func (t *execTable) get(id string) (*execSession, error) {

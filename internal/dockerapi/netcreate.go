@@ -21,7 +21,8 @@ const (
 	maxNetOptions    = 128
 	maxNetOptionText = 4096 // bytes of a key with its value
 	mtuOption        = "com.docker.network.driver.mtu"
-	minMTU, maxMTU   = 68, 65535
+	// The bounds of netplan: what RFC 791 and RFC 8200 ask of every link, and the most that a link can have.
+	minMTU4, minMTU6, maxMTU = 576, 1280, 65535
 )
 
 // networkRequest is the body of a create. Addresses are text, because Docker has a word for each bad one.
@@ -139,6 +140,9 @@ func admitNetwork(req *networkRequest) (*model.Network, string, error) {
 	if err := admitNetOptions(req.Options); err != nil {
 		return nil, "", err
 	}
+	if err := admitMTU(req); err != nil {
+		return nil, "", err
+	}
 	n := &model.Network{Name: req.Name, Driver: model.DriverOverlay, Labels: req.Labels, Options: req.Options, Attachable: req.Attachable,
 		Internal: req.Internal, EnableIPv6: req.EnableIPv6 != nil && *req.EnableIPv6}
 	warning, err := admitIPAM(n, req.IPAM)
@@ -177,10 +181,21 @@ func admitNetOptions(options map[string]string) error {
 	if v, ok := options["encrypted"]; ok && v != "false" && v != "0" {
 		return model.Errorf(unimplemented, "encryption of overlay networks is not available yet: leave --opt encrypted out")
 	}
-	if v, ok := options[mtuOption]; ok {
-		if n, err := strconv.Atoi(v); err != nil || n < minMTU || n > maxMTU {
-			return model.Invalidf("invalid MTU %q in option %s: it must be a number from %d to %d", v, mtuOption, minMTU, maxMTU)
-		}
+	return nil
+}
+
+// admitMTU refuses an MTU that the interfaces of tasks cannot have.
+func admitMTU(req *networkRequest) error {
+	v, ok := req.Options[mtuOption]
+	if !ok {
+		return nil
+	}
+	least := minMTU4
+	if req.EnableIPv6 != nil && *req.EnableIPv6 {
+		least = minMTU6
+	}
+	if n, err := strconv.Atoi(v); err != nil || n < least || n > maxMTU {
+		return model.Invalidf("invalid MTU %q in option %s: it must be a number from %d to %d", v, mtuOption, least, maxMTU)
 	}
 	return nil
 }
