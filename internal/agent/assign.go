@@ -88,9 +88,6 @@ func (a *Agent) takeComplete(m *pb.Assignments, parsed map[uint64]*template, at 
 	a.draft = nil
 	a.safe.replace(d.payloads)
 	var ops []op
-	if d.node != nil {
-		ops = a.setNode(ops, d.node)
-	}
 	for id, t := range d.templates {
 		a.templates[id] = t
 		ops = append(ops, op{tplKey(id), encode(t.msg)})
@@ -112,6 +109,10 @@ func (a *Agent) takeComplete(m *pb.Assignments, parsed map[uint64]*template, at 
 		if !wanted[id] {
 			t.remove()
 		}
+	}
+	// After the tasks: a full pass takes away what it does not know of, and a node that lost its memory has just heard of them.
+	if d.node != nil {
+		ops = a.setNode(ops, d.node)
 	}
 	a.finishAssign(append(ops, a.overlays.keep(nets)...), fresh, at)
 	if !a.known {

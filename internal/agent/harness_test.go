@@ -243,6 +243,13 @@ func (k *fakeKeeper) names(id string) (dns.TaskNames, dns.Ports, bool) {
 	return c, k.ports[id], ok
 }
 
+// listen moves a task's resolver to other ports.
+func (k *fakeKeeper) listen(id string, udp, tcp uint16) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.ports[id] = dns.Ports{UDP: udp, TCP: tcp}
+}
+
 func (k *fakeKeeper) table(id uint64) []dns.Table {
 	k.mu.Lock()
 	defer k.mu.Unlock()

@@ -218,21 +218,22 @@ func (n *network) drop(ctx context.Context, id model.TaskID, container string) e
 
 // adopt takes over what a task of an earlier process had.
 func (n *network) adopt(id model.TaskID, t netplan.Task, st status) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if t.Addr4.IsValid() {
-		t.PID = int(st.PID)
-		n.added[id] = n.plain(t)
-	}
-	c := newClaim(t, st.HostPorts)
-	if len(c.ports) == 0 {
-		return
-	}
-	c.live = st.State >= model.StateRunning
-	n.claims[id] = c
-	for _, p := range c.ports {
-		n.owners[p.key] = id
-	}
+	n.change(func() {
+		if t.Addr4.IsValid() {
+			t.PID = int(st.PID)
+			n.added[id] = n.plain(t)
+			n.full = true // what of it is left in the kernel is not known
+		}
+		c := newClaim(t, st.HostPorts)
+		if len(c.ports) == 0 {
+			return
+		}
+		c.live = st.State >= model.StateRunning
+		n.claims[id] = c
+		for _, p := range c.ports {
+			n.owners[p.key] = id
+		}
+	})
 }
 
 // run keeps the kernel and the keeper in line until ctx ends.

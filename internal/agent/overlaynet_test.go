@@ -76,6 +76,7 @@ func TestTaskInOverlay(t *testing.T) {
 	tell(&pb.NetTables{Tasks: []*pb.NetTaskRow{row(1, "10.0.1.5", true), row(2, "10.0.1.6", true), row(3, "10.9.9.9", true)}})
 	want("both serve, and an impossible row is left out", "10.0.1.5", "10.0.1.6")
 	dns := netplan.DNSPorts{UDP: 4001, TCP: 4002}
+	h.keeper.listen(containerOf(h), dns.UDP, dns.TCP)
 	if err := a.setDNS(t.Context(), id, containerOf(h), dns); err != nil {
 		t.Fatal(err)
 	}

@@ -158,6 +158,25 @@ func TestOverlayRestartAndTeardown(t *testing.T) {
 	}
 }
 
+// The last task that leaves takes nothing of the sandbox along: the kernel gives a bridge without ports another MTU, unless it was
+// set after the bridge was made.
+func TestLastTaskLeaves(t *testing.T) {
+	l := newLab(t)
+	e := l.alone()
+	o := overlayOf(7, "10.0.1.0/24")
+	e.overlay(o)
+	task, ns := e.join(0, on(7, "10.0.1.10"))
+	box, gw := l.open(e.net.sandboxPath(7)), l.gateway()
+	// As the kernel does it, only sooner: the namespace that the test holds open keeps the port.
+	must(t, e.net.RemoveTask(context.Background(), task.ID))
+	l.sh(ns, "ip link delete eth0; ip link delete gw")
+	within(t, 5*time.Second, "no port is left", func() bool { return l.sh(box, "bridge link")+l.sh(gw, "bridge link") == "" })
+	n, err := e.net.Sync(context.Background(), netplan.Input{Node: e.node, Overlays: []netplan.Overlay{o}})
+	if n != 0 || err != nil {
+		t.Errorf("a full pass after the last task wrote %d requests, %v: %s", n, err, l.sh(box, "ip link show br"))
+	}
+}
+
 // A network's number is used again as soon as the network is gone, while the kernel still takes it down.
 func TestVNIReuse(t *testing.T) {
 	l := newLab(t)

@@ -86,7 +86,10 @@ func ifinfo(index int, up bool) []byte {
 func (b *batch) addLink(l netplan.Link, index, peerFD int) {
 	b.begin(unix.RTM_NEWLINK, create, ifinfo(index, true), "make link "+l.Name)
 	b.str(unix.IFLA_IFNAME, l.Name)
-	b.u32(unix.IFLA_MTU, l.MTU)
+	// A bridge whose MTU was set when it was made, and not after, takes another one when its last port goes.
+	if l.Kind != "bridge" {
+		b.u32(unix.IFLA_MTU, l.MTU)
+	}
 	b.attr(unix.IFLA_ADDRESS, l.MAC[:])
 	if l.Kind == "vxlan" {
 		b.u32(unix.IFLA_NET_NS_FD, peerFD)
