@@ -42,6 +42,23 @@ type deployStep struct {
 	Error              string
 }
 
+// refusal is an error of the daemon about one part of a stack.
+type refusal struct{ kind, name, text string }
+
+func (r *refusal) Error() string { return r.text }
+
+// at says where in the Compose files the part is that the daemon refused.
+func at(stack *compose.Stack, err error) error {
+	var r *refusal
+	if !errors.As(err, &r) {
+		return err
+	}
+	if pos := stack.Place(r.kind, r.name, r.text); pos.File != "" {
+		return fmt.Errorf("%s%w", pos, err)
+	}
+	return err
+}
+
 func stackPath(name, what string) string {
 	p := "/skep/v1/stacks/" + url.PathEscape(name)
 	if what != "" {
@@ -59,7 +76,7 @@ func (c *cli) stackDeploy() *cobra.Command {
 		Use: "deploy [NAME]", Aliases: []string{"up"}, Short: "Deploy a stack from Compose files, and wait until it runs", Args: args(cobra.MaximumNArgs(1)),
 		Long: `Makes of the Compose files what the swarm runs: networks, secrets, configs and services, each created or
 updated when it differs. Then it waits until everything runs as the files say. The exit code is 0 when it
-does, 1 when something is wrong, and 3 when a service does not come up (--timeout).
+does, 1 when something is wrong or a service keeps failing, and 3 when one does not come up in time (--timeout).
 
 Every deploy is kept as a revision: see 'skep stack history', 'diff' and 'rollback'.`,
 		Example: `  skep stack deploy -c stack.yml shop
@@ -76,15 +93,12 @@ Every deploy is kept as a revision: see 'skep stack history', 'diff' and 'rollba
 					return err
 				}
 			}
-			if err := c.deploy(cmd, http.MethodPut, stackPath(stack.Name, ""), body, w.quiet); err != nil {
-				return err
-			}
-			return c.await(cmd, stack.Name, &w)
+			return at(stack, c.deploy(cmd, http.MethodPut, stackPath(stack.Name, ""), body, stack.Name, &w))
 		},
 	}
 	f.register(cmd)
 	w.register(cmd)
-	cmd.Flags().BoolVar(&prune, "prune", false, "remove services of the stack that the files do not have")
+	cmd.Flags().BoolVar(&prune, "prune", false, "remove services, networks, secrets and configs of the stack that the files do not have")
 	cmd.Flags().BoolVar(&auth, "with-registry-auth", false, "send your registry credentials (from ~/.docker/config.json) to the nodes that pull")
 	cmd.Flags().StringVar(&resolve, "resolve-image", "always", "ask registries what image names mean: always, changed or never")
 	cmd.Flags().StringVar(&reason, "reason", "", "why, for the stack's history")
@@ -111,11 +125,34 @@ func (c *cli) loadStack(cmd *cobra.Command, f *composeFlags, names []string) (*c
 	return stack, nil
 }
 
-// deploy sends a request that is answered with steps, and prints them.
-func (c *cli) deploy(cmd *cobra.Command, method, path string, body any, quiet bool) error {
-	res, err := c.stream(cmd.Context(), method, path, body)
+// deploy sends a request that is answered with steps, prints them, and waits until the stack runs. What could not be removed because old
+// tasks had it goes then.
+func (c *cli) deploy(cmd *cobra.Command, method, path string, body any, name string, w *waiting) error {
+	busy, err := c.steps(cmd, method, path, body, w.quiet)
 	if err != nil {
 		return err
+	}
+	if err := c.await(cmd, name, w); err != nil || len(busy) == 0 {
+		return err
+	}
+	if w.detach {
+		for _, st := range busy {
+			fmt.Fprintf(cmd.ErrOrStderr(), "warning: %s %s: %s\n", st.Kind, st.Name, strings.Join(st.Warnings, "; "))
+		}
+		return nil
+	}
+	busy, err = c.steps(cmd, http.MethodPost, stackPath(name, "prune"), nil, w.quiet)
+	for _, st := range busy {
+		fmt.Fprintf(cmd.ErrOrStderr(), "warning: %s %s: %s\n", st.Kind, st.Name, strings.Join(st.Warnings, "; "))
+	}
+	return err
+}
+
+// steps sends a request that is answered with steps, and prints them but for those that are busy, which it returns.
+func (c *cli) steps(cmd *cobra.Command, method, path string, body any, quiet bool) (busy []deployStep, err error) {
+	res, err := c.stream(cmd.Context(), method, path, body)
+	if err != nil {
+		return nil, err
 	}
 	defer res.Close()
 	lines := bufio.NewScanner(io.LimitReader(res, maxAnswer))
@@ -123,21 +160,27 @@ func (c *cli) deploy(cmd *cobra.Command, method, path string, body any, quiet bo
 	for lines.Scan() {
 		var st deployStep
 		if err := json.Unmarshal(lines.Bytes(), &st); err != nil {
-			return fmt.Errorf("read the daemon's answer: %w", err)
+			return busy, fmt.Errorf("read the daemon's answer: %w", err)
+		}
+		switch {
+		case st.Error != "":
+			return busy, &refusal{st.Kind, st.Name, st.Error}
+		case st.Action == "":
+			return busy, nil
+		case st.Action == "busy":
+			busy = append(busy, st)
+			continue
+		case st.Action == "kept" && !quiet:
+			fmt.Fprintf(cmd.OutOrStdout(), "%s %s kept: %s\n", st.Kind, st.Name, strings.Join(st.Warnings, "; "))
+			continue
+		case !quiet:
+			fmt.Fprintf(cmd.OutOrStdout(), "%s %s %s\n", st.Kind, st.Name, st.Action)
 		}
 		for _, w := range st.Warnings {
 			fmt.Fprintf(cmd.ErrOrStderr(), "warning: %s %s: %s\n", st.Kind, st.Name, w)
 		}
-		switch {
-		case st.Error != "":
-			return errors.New(st.Error)
-		case st.Action == "":
-			return nil
-		case !quiet:
-			fmt.Fprintf(cmd.OutOrStdout(), "%s %s %s\n", st.Kind, st.Name, st.Action)
-		}
 	}
-	return cmp.Or(lines.Err(), errors.New("the daemon's answer ended early: look at 'skep stack services' and deploy again"))
+	return busy, cmp.Or(lines.Err(), errors.New("the daemon's answer ended early: look at 'skep stack services' and deploy again"))
 }
 
 // stream makes a request with a body of JSON, and returns the answer's body when it is none of an error.
@@ -172,11 +215,11 @@ func (c *cli) stream(ctx context.Context, method, path string, body any) (io.Rea
 		return res.Body, nil
 	}
 	defer res.Body.Close()
-	var m struct{ Message string }
+	var m struct{ Message, Kind, Name string }
 	if json.NewDecoder(io.LimitReader(res.Body, maxAnswer)).Decode(&m) != nil || m.Message == "" {
 		m.Message = res.Status
 	}
-	return nil, errors.New(m.Message)
+	return nil, &refusal{m.Kind, m.Name, m.Message}
 }
 
 // maxDockerConfig bounds ~/.docker/config.json, in bytes.
@@ -237,92 +280,4 @@ func (w *waiting) register(cmd *cobra.Command) {
 	cmd.Flags().BoolVarP(&w.detach, "detach", "d", false, "do not wait until it runs")
 	cmd.Flags().BoolVarP(&w.quiet, "quiet", "q", false, "no progress")
 	cmd.Flags().DurationVar(&w.timeout, "timeout", 10*time.Minute, "how long to wait until it runs")
-}
-
-const (
-	statusEvery = 250 * time.Millisecond
-	// steadyFor is how long everything has to run before a deploy counts as done: a program that ends at once runs, too, for a moment.
-	steadyFor = 2 * time.Second
-)
-
-// await waits until the stack's services have converged, and says how far they are.
-func (c *cli) await(cmd *cobra.Command, name string, w *waiting) error {
-	if w.detach {
-		return nil
-	}
-	ctx, cancel := context.WithTimeout(cmd.Context(), w.timeout)
-	defer cancel()
-	view := &progressView{out: cmd.OutOrStdout(), quiet: w.quiet, live: c.isTerminal(), said: map[string]string{}}
-	defer view.end()
-	var steady time.Time
-	tick := time.NewTicker(statusEvery)
-	defer tick.Stop()
-	var st stackStatus
-	for {
-		if err := c.call(ctx, http.MethodGet, stackPath(name, "status"), &st); err != nil && ctx.Err() == nil {
-			return err
-		}
-		view.show(&st)
-		failed, waits := st.sort()
-		switch {
-		case len(failed) > 0:
-			return c.notUp(cmd, failed, 1)
-		case len(waits) > 0:
-			steady = time.Time{}
-		case steady.IsZero():
-			steady = time.Now()
-		case time.Since(steady) >= steadyFor:
-			view.done(name)
-			return nil
-		}
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			if cmd.Context().Err() != nil {
-				return cmd.Context().Err()
-			}
-			return c.notUp(cmd, waits, 3)
-		}
-	}
-}
-
-// notUp says which services are not as they should be, and why.
-func (c *cli) notUp(cmd *cobra.Command, list []stackService, code int) error {
-	for _, s := range list {
-		fmt.Fprintf(cmd.ErrOrStderr(), "skep: service %s: %d of %d: %s\n", s.Name, s.progress(), s.Desired, cmp.Or(s.Why, "not yet"))
-	}
-	return exitCode(code)
-}
-
-// stackService and stackStatus are what the daemon says of a stack.
-type stackService struct {
-	ID, Name, Mode, Image       string
-	Desired, Running, Completed uint64
-	Converged, Failed           bool
-	Why                         string
-}
-
-type stackStatus struct {
-	Name     string
-	Revision uint64
-	Services []stackService
-}
-
-func (s *stackService) progress() uint64 {
-	if strings.HasSuffix(s.Mode, "-job") {
-		return s.Completed
-	}
-	return s.Running
-}
-
-func (s *stackStatus) sort() (failed, waits []stackService) {
-	for _, v := range s.Services {
-		switch {
-		case v.Failed:
-			failed = append(failed, v)
-		case !v.Converged:
-			waits = append(waits, v)
-		}
-	}
-	return failed, waits
 }

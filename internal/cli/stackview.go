@@ -126,7 +126,7 @@ node with --volumes.`,
 		ValidArgsFunction: c.stackNames,
 		RunE: func(cmd *cobra.Command, names []string) error {
 			for _, name := range names {
-				if err := c.deploy(cmd, http.MethodDelete, stackPath(name, ""), nil, quiet); err != nil {
+				if _, err := c.steps(cmd, http.MethodDelete, stackPath(name, ""), nil, quiet); err != nil {
 					return err
 				}
 				if volumes {
@@ -244,10 +244,7 @@ keep their values, which are not part of a revision.`,
 			if to != 0 {
 				path += "?to=" + strconv.FormatUint(to, 10)
 			}
-			if err := c.deploy(cmd, http.MethodPost, path, nil, w.quiet); err != nil {
-				return err
-			}
-			return c.await(cmd, names[0], &w)
+			return c.deploy(cmd, http.MethodPost, path, nil, names[0], &w)
 		},
 	}
 	w.register(cmd)
@@ -277,7 +274,7 @@ nothing, 1 when something is wrong, and 3 when it would change something.`,
 			}
 			res, err := c.stream(cmd.Context(), http.MethodPost, stackPath(stack.Name, "plan"), deployBody{Stack: stack, Prune: prune, Resolve: resolve})
 			if err != nil {
-				return err
+				return at(stack, err)
 			}
 			defer res.Close()
 			var list []planned
@@ -299,7 +296,7 @@ func printPlan(cmd *cobra.Command, list []planned, asJSON bool) error {
 	changes := 0
 	enc := json.NewEncoder(out)
 	for _, p := range list {
-		if p.Action == "unchanged" {
+		if p.Action == "unchanged" || p.Action == "kept" || p.Action == "busy" {
 			continue
 		}
 		changes++

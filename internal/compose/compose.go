@@ -81,6 +81,8 @@ type Stack struct {
 	Source []byte `json:",omitempty"`
 	// Warnings are for whoever deploys; the order is that of files and lines.
 	Warnings []Warning `json:",omitempty"`
+	// places are where the parts of the stack are in the files.
+	places map[string]Pos
 }
 
 // Network is a network that the stack needs.
@@ -151,6 +153,7 @@ func Load(ctx context.Context, fsys fs.FS, opt Options) (*Stack, error) {
 		return nil, err
 	}
 	stack.Warnings = l.sortedWarnings()
+	stack.places = c.places()
 	return stack, nil
 }
 

@@ -21,7 +21,9 @@ import (
 	"time"
 
 	"github.com/skep-swarm/skep/internal/dockerapi"
+	"github.com/skep-swarm/skep/internal/model"
 	"github.com/skep-swarm/skep/internal/skepapi"
+	"github.com/skep-swarm/skep/internal/state"
 	"github.com/spf13/cobra"
 )
 
@@ -175,20 +177,37 @@ type apiServer struct {
 // newAPI serves both APIs; below ends the layers under it.
 func newAPI(h *host, m *member, listeners []net.Listener, below func() error) *apiServer {
 	b := &backend{host: h, member: m, below: below}
-	docker := dockerapi.New(dockerapi.Config{
-		Backend: b, Logger: h.log.With("part", "api"), Modes: []string{"replicated", "global", "replicated-job", "global-job"},
-		PreferLocalImages: h.preferLocalImages(),
-		Version:           dockerapi.Version{Version: h.cfg.Version, GitCommit: h.cfg.Commit},
-	})
+	engine := func(b dockerapi.Backend) *dockerapi.Server {
+		return dockerapi.New(dockerapi.Config{
+			Backend: b, Logger: h.log.With("part", "api"), Modes: []string{"replicated", "global", "replicated-job", "global-job"},
+			PreferLocalImages: h.preferLocalImages(),
+			Version:           dockerapi.Version{Version: h.cfg.Version, GitCommit: h.cfg.Commit},
+		})
+	}
+	docker := engine(b)
 	h.api.set(docker.Node())
 	mux := http.NewServeMux()
-	mux.Handle("/skep/", skepapi.New(b, docker))
+	mux.Handle("/skep/", skepapi.New(b, docker, func(l skepapi.Log) http.Handler { return engine(&stage{b, l}) }))
 	mux.Handle("/", docker)
 	if h.cfg.Debug || h.cfg.LogLevel == "debug" {
 		mux.HandleFunc("GET /debug/pprof/", pprof.Index)
 		mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
 	}
 	return &apiServer{h: h, m: m, handler: mux, docker: docker, listeners: listeners}
+}
+
+// stage is the daemon for a rehearsal: all but the log is real, and only asked.
+type stage struct {
+	*backend
+	log skepapi.Log
+}
+
+// State implements dockerapi.Cluster.
+func (s *stage) State(ctx context.Context) (*state.Snapshot, error) { return s.log.State(ctx) }
+
+// Propose implements dockerapi.Cluster.
+func (s *stage) Propose(ctx context.Context, b *model.Batch) (*model.Outcome, error) {
+	return s.log.Propose(ctx, b)
 }
 
 func (a *apiServer) parts() []func(context.Context) error {

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"strings"
 
 	"github.com/skep-swarm/skep/internal/model"
 )
@@ -64,7 +65,7 @@ func (s *server) docker(ctx context.Context, method, path string, header http.He
 		if json.Unmarshal(res.body.Bytes(), &m) != nil || m.Message == "" {
 			m.Message = http.StatusText(res.status)
 		}
-		return model.Errorf(kindOf(res.status), "%s", m.Message)
+		return model.Errorf(kindOf(res.status), "%s", plain(m.Message))
 	}
 	if out == nil {
 		return nil
@@ -73,6 +74,16 @@ func (s *server) docker(ctx context.Context, method, path string, header http.He
 		return fmt.Errorf("read an answer: %w", err)
 	}
 	return nil
+}
+
+// plain is an error without what tells Docker's clients its gRPC code.
+func plain(text string) string {
+	if strings.HasPrefix(text, "rpc error: code = ") {
+		if _, desc, ok := strings.Cut(text, " desc = "); ok {
+			return desc
+		}
+	}
+	return text
 }
 
 // kindOf is the kind of error that a status of Docker's API stands for.

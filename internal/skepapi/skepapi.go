@@ -14,12 +14,17 @@ import (
 	"github.com/skep-swarm/skep/internal/state"
 )
 
-// Backend is what the API needs of the daemon.
-type Backend interface {
+// Log is where writes go and what is read back: the swarm's, or one that only rehearses.
+type Log interface {
 	// State is a snapshot that holds every write acknowledged before the call.
 	State(ctx context.Context) (*state.Snapshot, error)
 	// Propose puts a batch into the log and returns what became of it.
 	Propose(ctx context.Context, b *model.Batch) (*model.Outcome, error)
+}
+
+// Backend is what the API needs of the daemon.
+type Backend interface {
+	Log
 	// Down stops this node's tasks, leaves its swarm and ends the daemon, telling each step.
 	Down(ctx context.Context, step func(string)) error
 }
@@ -30,11 +35,14 @@ const requestTimeout = time.Minute
 type server struct {
 	b      Backend
 	engine http.Handler // Docker's API of this daemon
+	stage  func(Log) http.Handler
+	turns  turns
 }
 
-// New makes the handler. engine is Docker's API of this daemon, without a version in its paths.
-func New(b Backend, engine http.Handler) http.Handler {
-	s := &server{b, engine}
+// New makes the handler. engine is Docker's API of this daemon, without a version in its paths; stage makes another one that reads and
+// writes the given log instead of the swarm's, for rehearsals.
+func New(b Backend, engine http.Handler, stage func(Log) http.Handler) http.Handler {
+	s := &server{b: b, engine: engine, stage: stage}
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /skep/v1/down", s.down)
 	mux.HandleFunc("GET /skep/v1/services/{id}/history", s.answer(s.history))
@@ -82,9 +90,13 @@ func fail(w http.ResponseWriter, err error) {
 	case model.Exhausted:
 		code = http.StatusInsufficientStorage
 	}
+	body := map[string]string{"message": err.Error()}
+	if kind, name := partAt(err); kind != "" {
+		body["kind"], body["name"] = kind, name
+	}
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(code)
-	_ = json.NewEncoder(w).Encode(map[string]string{"message": err.Error()})
+	_ = json.NewEncoder(w).Encode(body)
 }
 
 // service finds the service that the path names.

@@ -68,7 +68,7 @@ func newFake(t *testing.T) *fakeBackend {
 
 func get[T any](t *testing.T, f *fakeBackend, path string) (T, *http.Response) {
 	t.Helper()
-	srv := httptest.NewServer(New(f, http.NotFoundHandler()))
+	srv := httptest.NewServer(New(f, http.NotFoundHandler(), nil))
 	defer srv.Close()
 	res, err := http.Get(srv.URL + path)
 	if err != nil {
@@ -208,7 +208,7 @@ func TestErrorsAndDown(t *testing.T) {
 	for err, want := range map[error]string{nil: "{\"stream\":\"stopping\\n\"}\n{\"stream\":\"done\\n\"}\n", errors.New("stuck"): "{\"stream\":\"stopping\\n\"}\n{\"errorDetail\":{\"message\":\"stuck\"}}\n"} {
 		f.err = err
 		rec := httptest.NewRecorder()
-		New(f, http.NotFoundHandler()).ServeHTTP(rec, httptest.NewRequest("POST", "/skep/v1/down", nil))
+		New(f, http.NotFoundHandler(), nil).ServeHTTP(rec, httptest.NewRequest("POST", "/skep/v1/down", nil))
 		if rec.Body.String() != want {
 			t.Errorf("down: %q, want %q", rec.Body, want)
 		}
@@ -221,7 +221,7 @@ func TestErrorsAndDown(t *testing.T) {
 func post[T any](t *testing.T, f *fakeBackend, path string) (T, int) {
 	t.Helper()
 	rec := httptest.NewRecorder()
-	New(f, http.NotFoundHandler()).ServeHTTP(rec, httptest.NewRequest("POST", path, nil))
+	New(f, http.NotFoundHandler(), nil).ServeHTTP(rec, httptest.NewRequest("POST", path, nil))
 	var v T
 	if err := json.Unmarshal(rec.Body.Bytes(), &v); err != nil {
 		t.Fatalf("%s: %v in %s", path, err, rec.Body)

@@ -38,14 +38,19 @@ type Deploy struct {
 	Auth map[string]string
 	// Reason is kept with the revision.
 	Reason string
+	// earlier is true for a revision that the stack had: values of secrets and configs do not come with it.
+	earlier bool
+	// last is why the plan before this one came too late.
+	last error
 }
 
 // Step is one line of the answer to a deploy or a removal, as JSON.
 type Step struct {
-	// Action is created, updated, unchanged or removed; empty in the last line.
+	// Action is created, updated, unchanged, removed, busy (it would be removed, but is in use) or kept (for earlier revisions); empty in
+	// the last line.
 	Action, Kind, Name string   `json:",omitempty"`
 	Warnings           []string `json:",omitempty"`
-	// Revision is the stack's, in the last line; Error says why it is the last.
+	// Revision is the stack's, in the last line; Error says why it is the last, Kind and Name then which part it is about.
 	Revision uint64 `json:",omitempty"`
 	Error    string `json:",omitempty"`
 }
@@ -73,6 +78,7 @@ func (s *server) stackRoutes(mux *http.ServeMux) {
 	mux.HandleFunc("GET /skep/v1/stacks", s.answer(s.stacks))
 	mux.HandleFunc("PUT /skep/v1/stacks/{name}", s.deploy)
 	mux.HandleFunc("POST /skep/v1/stacks/{name}/plan", s.answer(s.planStack))
+	mux.HandleFunc("POST /skep/v1/stacks/{name}/prune", s.pruneStack)
 	mux.HandleFunc("GET /skep/v1/stacks/{name}/status", s.answer(s.stackStatus))
 	mux.HandleFunc("GET /skep/v1/stacks/{name}/history", s.answer(s.stackHistory))
 	mux.HandleFunc("POST /skep/v1/stacks/{name}/rollback", s.rollbackStack)
@@ -179,6 +185,8 @@ type steps struct {
 	begun bool
 }
 
+func newSteps(w http.ResponseWriter) *steps { return &steps{w: w, enc: json.NewEncoder(w)} }
+
 func (s *steps) say(st Step) {
 	if !s.begun {
 		s.begun = true
@@ -197,12 +205,13 @@ func (s *steps) end(revision uint64, err error) {
 	case !s.begun:
 		fail(s.w, err)
 	default:
-		s.say(Step{Error: err.Error()})
+		kind, name := partAt(err)
+		s.say(Step{Kind: kind, Name: name, Error: err.Error()})
 	}
 }
 
 func (s *server) deploy(w http.ResponseWriter, r *http.Request) {
-	out := &steps{w: w, enc: json.NewEncoder(w)}
+	out := newSteps(w)
 	ctx, cancel := context.WithTimeout(r.Context(), deployLimit)
 	defer cancel()
 	d, err := readDeploy(r)
@@ -218,7 +227,7 @@ func (s *server) deploy(w http.ResponseWriter, r *http.Request) {
 
 // rollbackStack deploys an earlier revision again, as a new one.
 func (s *server) rollbackStack(w http.ResponseWriter, r *http.Request) {
-	out := &steps{w: w, enc: json.NewEncoder(w)}
+	out := newSteps(w)
 	ctx, cancel := context.WithTimeout(r.Context(), deployLimit)
 	defer cancel()
 	d, err := s.earlier(ctx, r)
@@ -253,7 +262,7 @@ func (s *server) earlier(ctx context.Context, r *http.Request) (*Deploy, error) 
 	} else {
 		rev = st.Revisions[n-2]
 	}
-	d := &Deploy{Prune: true, Resolve: "never", Reason: fmt.Sprintf("roll back to revision %d", rev.Num)}
+	d := &Deploy{Prune: true, Resolve: "never", Reason: fmt.Sprintf("roll back to revision %d", rev.Num), earlier: true}
 	if err := json.Unmarshal(rev.Definition, &d.Stack); err != nil {
 		return nil, fmt.Errorf("revision %d of stack %s: %w", rev.Num, st.Name, err)
 	}
@@ -275,16 +284,24 @@ func (s *server) planStack(ctx context.Context, r *http.Request) (any, error) {
 
 // removeStack removes all that carries the stack's label, and its history. Volumes stay, but for ?volumes=1.
 func (s *server) removeStack(w http.ResponseWriter, r *http.Request) {
-	out := &steps{w: w, enc: json.NewEncoder(w)}
+	out := newSteps(w)
 	ctx, cancel := context.WithTimeout(r.Context(), deployLimit)
 	defer cancel()
 	out.end(0, s.remove(ctx, r.PathValue("name"), out.say))
 }
 
 func (s *server) remove(ctx context.Context, name string, say func(Step)) error {
+	done, err := s.turns.take(ctx, name)
+	if err != nil {
+		return fmt.Errorf("wait for a deploy of stack %s: %w", name, err)
+	}
+	defer done()
 	snap, err := s.b.State(ctx)
 	if err != nil {
 		return err
+	}
+	if snap.Cluster() == nil {
+		return errNoSwarm
 	}
 	var errs []error
 	found := 0
@@ -318,13 +335,18 @@ func (s *server) remove(ctx context.Context, name string, say func(Step)) error 
 	if len(errs) > 0 {
 		return errors.Join(errs...)
 	}
-	if snap.Stack(name) != nil {
-		return s.propose(ctx, "remove stack "+name, model.Time(time.Now().UnixNano()), model.Txn{Changes: []model.Change{{DeleteStack: name}}})
+	if snap.Stack(name) == nil {
+		if found == 0 {
+			return model.NotFoundf("nothing found in stack: %s", name)
+		}
+		return nil
 	}
-	if found == 0 {
-		return model.NotFoundf("nothing found in stack: %s", name)
+	// It went with the last of its parts, unless it never had one.
+	err = s.propose(ctx, "remove stack "+name, model.Time(time.Now().UnixNano()), model.Txn{Changes: []model.Change{{DeleteStack: name}}})
+	if model.KindOf(err) == model.NotFound {
+		return nil
 	}
-	return nil
+	return err
 }
 
 // labelled reports whether a service is of a stack.

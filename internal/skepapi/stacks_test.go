@@ -2,7 +2,9 @@ package skepapi
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -13,13 +15,37 @@ import (
 	"github.com/moby/moby/api/types/swarm"
 	"github.com/skep-swarm/skep/internal/compose"
 	"github.com/skep-swarm/skep/internal/model"
+	"github.com/skep-swarm/skep/internal/state"
 )
 
 // engine is Docker's API as far as a deploy needs it: it notes what it is asked and makes services in the state.
 type engine struct {
 	t     *testing.T
-	f     *fakeBackend
+	log   Log
 	calls []string
+	// overtake, if any, is called once before the next service is made: another client is quicker.
+	overtake func()
+}
+
+// newEngine is the API of a backend, with the handler that uses it for real and for rehearsals.
+func newEngine(t *testing.T, f *fakeBackend) (*engine, http.Handler) {
+	e := &engine{t: t, log: f}
+	return e, New(f, e, func(l Log) http.Handler { return &engine{t: t, log: l} })
+}
+
+func (e *engine) snap() *state.Snapshot {
+	snap, err := e.log.State(e.t.Context())
+	if err != nil {
+		e.t.Error(err)
+	}
+	return snap
+}
+
+func (e *engine) must(c model.Change) {
+	out, err := e.log.Propose(e.t.Context(), &model.Batch{Actor: "alice", Time: 1e9, Txns: []model.Txn{{Changes: []model.Change{c}}}})
+	if err != nil || out.Results[0] != nil {
+		e.t.Error(err, out)
+	}
 }
 
 func (e *engine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -31,37 +57,60 @@ func (e *engine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	switch path := r.URL.Path; {
 	case strings.HasPrefix(path, "/distribution/alpine"):
 		fmt.Fprintf(w, `{"Descriptor":{"digest":"sha256:%s"},"Platforms":[{"os":"linux","architecture":"amd64"}]}`, strings.Repeat("a", 64))
+	case path == "/services/create" && strings.Contains(string(body), `"Dir":"refuse"`):
+		w.WriteHeader(http.StatusBadRequest)
+		fmt.Fprint(w, `{"message":"rpc error: code = InvalidArgument desc = no such dir"}`)
+	case path == "/services/create" && e.overtake != nil:
+		e.overtake()
+		e.overtake = nil
+		w.WriteHeader(http.StatusConflict)
+		fmt.Fprint(w, `{"message":"rpc error: code = AlreadyExists desc = name conflicts with an existing object"}`)
 	case path == "/services/create":
-		var s swarm.ServiceSpec
-		if err := json.Unmarshal(body, &s); err != nil {
-			e.t.Error(err)
-		}
-		spec, err := model.ParseSpec[swarm.ServiceSpec](body)
-		if err != nil {
-			e.t.Fatal(err)
-		}
-		id := e.f.snap.LastService() + 1
-		tpl, err := model.NewTemplate(id, spec, "")
-		if err != nil {
-			e.t.Fatal(err)
-		}
-		tpl.ID = e.f.snap.LastTemplate() + 1
-		e.f.must(model.Change{NewRevision: &model.NewRevision{Service: id, Spec: spec, Template: tpl, TemplateID: tpl.ID}})
+		e.revise(e.snap().LastService()+1, body)
 		fmt.Fprint(w, `{"ID":"x","Warnings":["mind the gap"]}`)
-	case strings.HasPrefix(path, "/services/") && r.Method == http.MethodDelete:
-		svc, err := e.f.snap.FindService(strings.TrimPrefix(path, "/services/"))
+	case strings.HasPrefix(path, "/services/") && strings.HasSuffix(path, "/update"):
+		svc, err := e.snap().FindService(strings.Split(path, "/")[2])
 		if err != nil {
 			e.t.Error(err)
 			return
 		}
-		e.f.must(model.Change{DeleteService: svc.ID})
-	case path == "/configs/create":
-		w.WriteHeader(http.StatusConflict)
-		fmt.Fprint(w, `{"message":"rpc error: code = AlreadyExists desc = config c already exists"}`)
+		e.revise(svc.ID, body)
+		fmt.Fprint(w, `{}`)
+	case strings.HasPrefix(path, "/services/") && r.Method == http.MethodDelete:
+		svc, err := e.snap().FindService(strings.TrimPrefix(path, "/services/"))
+		if err != nil {
+			e.t.Error(err)
+			return
+		}
+		e.must(model.Change{DeleteService: svc.ID})
+	case strings.HasPrefix(path, "/secrets/") && r.Method == http.MethodDelete:
+		p, err := e.snap().FindPayload(model.KindSecret, strings.TrimPrefix(path, "/secrets/"))
+		if err != nil {
+			e.t.Error(err)
+			return
+		}
+		k := p.Key()
+		e.must(model.Change{DeletePayload: &k})
+	case strings.HasPrefix(path, "/networks/") && r.Method == http.MethodDelete:
+		e.must(model.Change{DeleteNetwork: 1})
 	default:
 		w.WriteHeader(http.StatusNotFound)
 		fmt.Fprint(w, `{"message":"page not found"}`)
 	}
+}
+
+// revise gives a service a spec.
+func (e *engine) revise(id model.ServiceID, body []byte) {
+	spec, err := model.ParseSpec[swarm.ServiceSpec](body)
+	if err != nil {
+		e.t.Fatal(err)
+	}
+	tpl, err := model.NewTemplate(id, spec, "")
+	if err != nil {
+		e.t.Fatal(err)
+	}
+	tpl.ID = e.snap().LastTemplate() + 1
+	e.must(model.Change{NewRevision: &model.NewRevision{Service: id, Spec: spec, Template: tpl, TemplateID: tpl.ID}})
 }
 
 // take returns what was asked since the last time.
@@ -96,8 +145,7 @@ func deployTo(t *testing.T, h http.Handler, method, path string, d *Deploy) (ste
 
 func TestStackLife(t *testing.T) {
 	f := newFake(t)
-	e := &engine{t: t, f: f}
-	h := New(f, e)
+	e, h := newEngine(t, f)
 	const path = "/skep/v1/stacks/shop"
 	d := &Deploy{Stack: compose.Stack{Name: "shop", Services: []swarm.ServiceSpec{stackService("web", "alpine:3"), stackService("db", "local:1")}, Source: []byte("services: {}\n")}}
 
@@ -166,8 +214,7 @@ func TestStackLife(t *testing.T) {
 // What is wrong is found before anything is written.
 func TestStackRefusals(t *testing.T) {
 	f := newFake(t)
-	e := &engine{t: t, f: f}
-	h := New(f, e)
+	_, h := newEngine(t, f)
 	const path = "/skep/v1/stacks/shop"
 	foreign := stackService("x", "local:1")
 	foreign.Name = "web" // there is one of that name, of no stack
@@ -190,10 +237,96 @@ func TestStackRefusals(t *testing.T) {
 			t.Errorf("%s: a revision was kept", test.name)
 		}
 	}
-	// Others may write meanwhile: the answer ends with what went wrong.
-	d := &Deploy{Stack: compose.Stack{Name: "shop", Configs: []compose.Config{{Name: "c", Spec: &swarm.ConfigSpec{Data: []byte("x")}}}}}
-	steps, status := deployTo(t, h, http.MethodPut, path, d)
-	if status != http.StatusConflict && (len(steps) == 0 || !strings.Contains(steps[len(steps)-1].Error, "config c already exists")) {
+	// One that the API refuses in its last part is refused before the first one is there: a rehearsal finds it. The answer says which.
+	d := &Deploy{Stack: compose.Stack{Name: "shop", Services: []swarm.ServiceSpec{stackService("web", "local:1"), stackService("bad", "local:1")}}}
+	d.Stack.Services[1].TaskTemplate.ContainerSpec.Dir = "refuse"
+	body, _ := json.Marshal(d)
+	w := httptest.NewRecorder()
+	h.ServeHTTP(w, httptest.NewRequest(http.MethodPut, path, bytes.NewReader(body)))
+	var m struct{ Message, Kind, Name string }
+	if err := json.Unmarshal(w.Body.Bytes(), &m); err != nil || w.Code != 400 || m.Message != "service shop_bad: no such dir" || m.Kind != "service" || m.Name != "shop_bad" {
+		t.Errorf("%d %+v, %v", w.Code, m, err)
+	}
+	if f.snap.Stack("shop") != nil || f.snap.ServiceByName("shop_web") != nil {
+		t.Error("a part of a stack that was refused is there")
+	}
+}
+
+// What another writes between the plan and a part of it makes a new plan, which takes it as it is.
+func TestStackOvertaken(t *testing.T) {
+	f := newFake(t)
+	e, h := newEngine(t, f)
+	e.overtake = func() {
+		raw, err := json.Marshal(stackService("web", "local:1"))
+		if err != nil {
+			t.Error(err)
+		}
+		e.revise(e.snap().LastService()+1, raw)
+	}
+	steps, status := deployTo(t, h, http.MethodPut, "/skep/v1/stacks/shop", &Deploy{Stack: compose.Stack{Name: "shop", Services: []swarm.ServiceSpec{stackService("web", "local:1")}}})
+	if status != 200 || len(steps) != 2 || steps[0].Action != "unchanged" || steps[1].Revision != 1 {
 		t.Errorf("%d %+v", status, steps)
+	}
+}
+
+// One deploy of a stack at a time; those of others do not wait, nor does who has no time.
+func TestTurns(t *testing.T) {
+	var turns turns
+	done, err := turns.take(t.Context(), "a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	other, err := turns.take(t.Context(), "b")
+	if err != nil {
+		t.Fatal(err)
+	}
+	other()
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := turns.take(ctx, "a"); !errors.Is(err, context.Canceled) {
+		t.Errorf("a turn that is taken: %v", err)
+	}
+	second := make(chan func())
+	go func() {
+		d, err := turns.take(t.Context(), "a")
+		if err != nil {
+			t.Error(err)
+		}
+		second <- d
+	}()
+	done()
+	(<-second)()
+	if len(turns.busy) != 0 {
+		t.Errorf("left over: %v", turns.busy)
+	}
+}
+
+// Networks, secrets and configs go with a prune, but for values that an earlier revision needs.
+func TestStackPrune(t *testing.T) {
+	f := newFake(t)
+	_, h := newEngine(t, f)
+	mine := map[string]string{stackLabel: "shop"}
+	put := func(num uint64, name string) {
+		spec, err := model.MakeSpec(&swarm.SecretSpec{Annotations: swarm.Annotations{Name: name, Labels: mine}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		f.must(model.Change{PutPayload: &model.Payload{Kind: model.KindSecret, Num: num, Spec: spec, Value: model.Value("x")}})
+	}
+	put(1, "shop_old")
+	put(2, "shop_older")
+	f.must(model.Change{PutNetwork: &model.Network{ID: 1, Name: "shop_net", Labels: mine}})
+	d := &Deploy{Stack: compose.Stack{Name: "shop", Services: []swarm.ServiceSpec{stackService("web", "local:1")},
+		Secrets: []compose.Secret{{Name: "shop_old", Spec: &swarm.SecretSpec{Annotations: swarm.Annotations{Name: "shop_old", Labels: mine}}}}}}
+	deployTo(t, h, http.MethodPut, "/skep/v1/stacks/shop", d)
+	d.Stack.Secrets, d.Prune = nil, true
+	steps, status := deployTo(t, h, http.MethodPut, "/skep/v1/stacks/shop", d)
+	var got []string
+	for _, s := range steps {
+		got = append(got, s.Kind+" "+s.Name+" "+s.Action)
+	}
+	want := "service shop_web unchanged, secret shop_old kept, secret shop_older removed, network shop_net removed,   "
+	if status != 200 || strings.Join(got, ", ") != want {
+		t.Errorf("%d %q, want %q", status, strings.Join(got, ", "), want)
 	}
 }

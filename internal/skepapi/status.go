@@ -10,6 +10,7 @@ import (
 
 	"github.com/moby/moby/api/types/swarm"
 	"github.com/skep-swarm/skep/internal/model"
+	"github.com/skep-swarm/skep/internal/orchestrate"
 	"github.com/skep-swarm/skep/internal/state"
 )
 
@@ -21,10 +22,14 @@ type ServiceStatus struct {
 	Ports                       []swarm.PortConfig `json:",omitempty"`
 	// Converged: what the spec asks for is there, made from the spec in force.
 	Converged bool
-	// Failed: it will not converge by itself: its update was paused or rolled back, or a job gave up.
+	// Failed: it will not converge by itself: its update was paused or rolled back, or its restart policy gives up.
 	Failed bool
 	// Why is what the service waits for, or why it failed, in a line.
 	Why string `json:",omitempty"`
+	// LastFailure is the newest task made from the spec in force that failed or was rejected, LastError what it says. A service that has
+	// another one each time it is looked at keeps failing.
+	LastFailure string `json:",omitempty"`
+	LastError   string `json:",omitempty"`
 }
 
 // StackStatus is where a stack stands.
@@ -48,7 +53,7 @@ func (s *server) stackStatus(ctx context.Context, r *http.Request) (any, error) 
 			out.Services = append(out.Services, serviceStatus(snap, svc))
 		}
 	}
-	if len(out.Services) == 0 {
+	if len(out.Services) == 0 && snap.Stack(out.Name) == nil {
 		return nil, model.NotFoundf("nothing found in stack: %s", out.Name)
 	}
 	slices.SortFunc(out.Services, func(a, b ServiceStatus) int { return strings.Compare(a.Name, b.Name) })
@@ -62,11 +67,14 @@ func serviceStatus(snap *state.Snapshot, svc *model.Service) ServiceStatus {
 		st.Image = cmp.Or(st.Image, c.Image)
 	}
 	var fresh, stale, wanted uint64
-	var why string
+	var last *model.Task
 	for t := range snap.Tasks(svc.ID) {
 		current := t.Template == svc.Template && t.JobIteration == svc.JobIteration
 		if t.State == model.StateComplete && current {
 			st.Completed++
+		}
+		if current && (t.State == model.StateFailed || t.State == model.StateRejected) && (last == nil || last.ID.Num < t.ID.Num) {
+			last = t
 		}
 		if t.Desired > model.StateRunning {
 			if t.State == model.StateRunning && t.Template != svc.Template {
@@ -84,14 +92,12 @@ func serviceStatus(snap *state.Snapshot, svc *model.Service) ServiceStatus {
 		if !current {
 			stale++
 		}
-		if text := cmp.Or(t.Err, t.Message); t.State < model.StateRunning && text != "" && why == "" {
-			why = text
-		}
 	}
 	job := false
+	done, over := orchestrate.Ended(snap, svc.ID)
 	switch m := spec.Mode; {
 	case m.Global != nil:
-		st.Mode, st.Desired = "global", wanted
+		st.Mode, st.Desired = "global", wanted+uint64(len(done)+len(over))
 	case m.ReplicatedJob != nil:
 		st.Mode, st.Desired, job = "replicated-job", 1, true
 		if n := m.ReplicatedJob.TotalCompletions; n != nil {
@@ -113,14 +119,18 @@ func serviceStatus(snap *state.Snapshot, svc *model.Service) ServiceStatus {
 	case st.Desired == 0:
 		st.Converged = wanted == 0 && spec.Mode.Global == nil
 	default:
-		st.Converged = fresh >= st.Desired && stale == 0
+		// A program that ends well and is not started again has done what it was asked for.
+		st.Converged = fresh+uint64(len(done)) >= st.Desired && stale == 0
 	}
-	st.judge(svc, why)
+	if last != nil {
+		st.LastFailure, st.LastError = snap.Cluster().Namer().TaskID(last.ID), cmp.Or(last.Err, last.Message)
+	}
+	st.judge(snap, svc, over)
 	return st
 }
 
-// judge adds what the update, and whoever is waited for, say.
-func (st *ServiceStatus) judge(svc *model.Service, why string) {
+// judge adds what the update, and whoever is waited for, say. over are the tasks that failed and get no successor.
+func (st *ServiceStatus) judge(snap *state.Snapshot, svc *model.Service, over []*model.Task) {
 	if u := svc.Update; u != nil {
 		switch u.State {
 		case swarm.UpdateStateUpdating, swarm.UpdateStateRollbackStarted:
@@ -129,6 +139,9 @@ func (st *ServiceStatus) judge(svc *model.Service, why string) {
 		case swarm.UpdateStatePaused, swarm.UpdateStateRollbackPaused, swarm.UpdateStateRollbackCompleted:
 			st.Failed, st.Converged = true, false
 			st.Why = fmt.Sprintf("%s: %s", u.State, u.Message)
+			if st.LastError != "" {
+				st.Why += ": " + st.LastError
+			}
 			return
 		}
 	}
@@ -136,5 +149,12 @@ func (st *ServiceStatus) judge(svc *model.Service, why string) {
 		st.Why = ""
 		return
 	}
-	st.Why = cmp.Or(svc.PortError, why, svc.Notice, st.Why)
+	if len(over) > 0 {
+		st.Failed = true
+		st.Why = cmp.Or(over[0].Err, over[0].Message) + ", and is not started again"
+		return
+	}
+	if reasons := explain(snap, svc).Reasons; len(reasons) > 0 {
+		st.Why = reasons[0].Text
+	}
 }

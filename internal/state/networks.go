@@ -122,13 +122,14 @@ func (w *writer) deleteNetwork(id model.NetworkID) error {
 	}
 	w.s.netNames.Delete(n.Name)
 	w.touch(model.NetworkKey(id))
-	if !attached {
+	if attached {
+		hidden := *n
+		hidden.Deleted = true
+		w.s.networks.Set(id, &hidden)
+	} else {
 		w.purgeNetwork(id)
-		return nil
 	}
-	hidden := *n
-	hidden.Deleted = true
-	w.s.networks.Set(id, &hidden)
+	w.leaveStack(n.Labels)
 	return nil
 }
 

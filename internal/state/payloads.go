@@ -291,5 +291,6 @@ func (w *writer) deletePayload(k model.Key) error {
 	w.s.payloads.names.Delete(payloadName{kind: k.Kind, name: old.Name()})
 	w.s.payloads.bytes -= len(old.Value)
 	w.touch(k)
+	w.leaveStack(old.Spec.Typed.Labels)
 	return nil
 }

@@ -138,6 +138,7 @@ func (w *writer) deleteService(id model.ServiceID) error {
 	w.s.names.Delete(v.Name())
 	w.pruneTemplates(id)
 	w.touch(model.ServiceKey(id))
+	w.leaveStack(v.Spec().Labels)
 	return nil
 }
 

@@ -61,3 +61,39 @@ func (w *writer) deleteStack(name string) error {
 	w.touch(model.StackKey(name))
 	return nil
 }
+
+// stackLabel names the stack that an object belongs to. Docker's clients set and look for it.
+const stackLabel = "com.docker.stack.namespace"
+
+// leaveStack forgets a stack when the last object that had its label is gone: who removes a stack with Docker's client removes its parts
+// one by one, and knows of nothing else.
+func (w *writer) leaveStack(labels map[string]string) {
+	name := labels[stackLabel]
+	if name == "" || w.s.Stack(name) == nil || w.s.inStack(name) {
+		return
+	}
+	w.s.stacks.Delete(name)
+	w.touch(model.StackKey(name))
+}
+
+// inStack reports whether something has a stack's label.
+func (s *Snapshot) inStack(name string) bool {
+	for v := range s.Services() {
+		if v.Spec().Labels[stackLabel] == name {
+			return true
+		}
+	}
+	for n := range s.Networks() {
+		if n.Labels[stackLabel] == name {
+			return true
+		}
+	}
+	for _, kind := range []model.Kind{model.KindSecret, model.KindConfig} {
+		for p := range s.Payloads(kind) {
+			if p.Spec.Typed.Labels[stackLabel] == name {
+				return true
+			}
+		}
+	}
+	return false
+}

@@ -1,0 +1,150 @@
+package cli
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+)
+
+const (
+	statusEvery = 250 * time.Millisecond
+	// steadyFor is how long everything has to run before a deploy counts as done: a program that ends at once runs, too, for a moment.
+	steadyFor = 2 * time.Second
+	// giveUpAfter is how often tasks of a service may fail while nothing else of the stack moves: what it waited for is there, or will
+	// not come.
+	giveUpAfter = 3
+)
+
+// await waits until the stack's services have converged, and says how far they are.
+func (c *cli) await(cmd *cobra.Command, name string, w *waiting) error {
+	if w.detach {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(cmd.Context(), w.timeout)
+	defer cancel()
+	view := &progressView{out: cmd.OutOrStdout(), quiet: w.quiet, live: c.isTerminal(), said: map[string]string{}}
+	defer view.end()
+	var steady time.Time
+	tick := time.NewTicker(statusEvery)
+	defer tick.Stop()
+	var st stackStatus
+	patience := patience{failures: map[string]int{}, last: map[string]string{}}
+	for {
+		var now stackStatus
+		if err := c.call(ctx, http.MethodGet, stackPath(name, "status"), &now); err == nil {
+			st = now
+		} else if ctx.Err() == nil {
+			return err
+		}
+		view.show(&st)
+		failed, waits := st.sort()
+		if len(failed) == 0 {
+			failed = patience.over(&st)
+		}
+		switch {
+		case len(failed) > 0:
+			return c.notUp(cmd, failed, 1)
+		case len(waits) > 0:
+			steady = time.Time{}
+		case steady.IsZero():
+			steady = time.Now()
+		case time.Since(steady) >= steadyFor:
+			view.done(name)
+			return nil
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			if cmd.Context().Err() != nil {
+				return cmd.Context().Err()
+			}
+			fmt.Fprintf(cmd.ErrOrStderr(), "skep: stack %s is not up after %v\n", name, w.timeout)
+			return c.notUp(cmd, waits, 3)
+		}
+	}
+}
+
+// patience counts the failures of services while nothing else of their stack gets on.
+type patience struct {
+	failures map[string]int
+	last     map[string]string // task
+	others   string            // how far all are
+}
+
+// over are the services that keep failing. One whose tasks fail until another service is there is none, as long as that one gets on.
+func (p *patience) over(st *stackStatus) []stackService {
+	var how strings.Builder
+	for _, s := range st.Services {
+		fmt.Fprintf(&how, "%s %v %d ", s.Name, s.Converged, s.Completed)
+		if s.LastFailure == "" {
+			fmt.Fprintf(&how, "%d ", s.Running)
+		}
+	}
+	if now := how.String(); now != p.others {
+		p.others = now
+		clear(p.failures)
+	}
+	var out []stackService
+	for _, s := range st.Services {
+		if s.Converged {
+			delete(p.failures, s.Name)
+			continue
+		}
+		if s.LastFailure != p.last[s.Name] {
+			p.last[s.Name] = s.LastFailure
+			p.failures[s.Name]++
+		}
+		if p.failures[s.Name] >= giveUpAfter && s.Running < s.Desired {
+			s.Why = "its tasks keep failing: " + cmp.Or(s.LastError, s.Why)
+			out = append(out, s)
+		}
+	}
+	return out
+}
+
+// notUp says which services are not as they should be, and why.
+func (c *cli) notUp(cmd *cobra.Command, list []stackService, code int) error {
+	for _, s := range list {
+		fmt.Fprintf(cmd.ErrOrStderr(), "skep: service %s: %d of %d: %s\n", s.Name, s.progress(), s.Desired, cmp.Or(s.Why, "not yet"))
+	}
+	return exitCode(code)
+}
+
+// stackService and stackStatus are what the daemon says of a stack.
+type stackService struct {
+	ID, Name, Mode, Image       string
+	Desired, Running, Completed uint64
+	Converged, Failed           bool
+	Why                         string
+	LastFailure, LastError      string
+}
+
+type stackStatus struct {
+	Name     string
+	Revision uint64
+	Services []stackService
+}
+
+func (s *stackService) progress() uint64 {
+	if strings.HasSuffix(s.Mode, "-job") {
+		return s.Completed
+	}
+	return s.Running
+}
+
+func (s *stackStatus) sort() (failed, waits []stackService) {
+	for _, v := range s.Services {
+		switch {
+		case v.Failed:
+			failed = append(failed, v)
+		case !v.Converged:
+			waits = append(waits, v)
+		}
+	}
+	return failed, waits
+}
