@@ -179,6 +179,35 @@ func TestBlocksAvoidRoutes(t *testing.T) {
 	}
 }
 
+// What is counted as free is what nodes then get.
+func TestFreeBlocksAreThoseThatNodesGet(t *testing.T) {
+	rapid.Check(t, func(rt *rapid.T) {
+		f := setUp(rt, nil, "10.1.0.0/20", 2)
+		f.place(1, rapid.IntRange(0, 600).Draw(rt, "tasks"))
+		if rapid.Bool().Draw(rt, "removed") {
+			f.do(model.Change{DeleteNode: 1}) // its tasks live on for now
+		}
+		var routes []netip.Prefix
+		for range rapid.IntRange(0, 3).Draw(rt, "routes") {
+			at := netip.AddrFrom4([4]byte{10, 1, byte(rapid.IntRange(2, 15).Draw(rt, "at")), 0})
+			routes = append(routes, netip.PrefixFrom(at, rapid.IntRange(22, 26).Draw(rt, "bits")).Masked())
+		}
+		f.do(model.Change{SetNodeDesc: &model.NodeDescSet{Node: 2, Description: f.snap.Node(2).Description, Routes: routes}})
+		count := allocate.FreeBlocks(f.snap)
+		for k := range count + 1 {
+			id := f.snap.LastNode() + 1
+			f.do(model.Change{PutNode: &model.Node{ID: id, State: swarm.NodeStateReady}})
+			txn, err := allocate.Node(f.snap, id)
+			if got := err == nil; got != (k < count) {
+				rt.Fatalf("%d blocks are counted, and node %d gets one: %t", count, k+1, got)
+			}
+			if err == nil {
+				f.apply(txn)
+			}
+		}
+	})
+}
+
 func TestNoAddressTwice(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		f := setUp(rt, nil, "10.1.0.0/21", 2)

@@ -47,10 +47,27 @@ func blockTxn(n *model.Node, blocks []netip.Prefix) model.Txn {
 	return model.Txn{Changes: []model.Change{{SetNodeBlocks: &model.NodeBlocksSet{Node: n.ID, Blocks: blocks}}}}
 }
 
-func findBlock(snap *state.Snapshot, routes, given []netip.Prefix) (netip.Prefix, error) {
+// FreeBlocks counts the blocks of the gateway pool that nodes can still get.
+func FreeBlocks(snap *state.Snapshot) (n int) {
+	_, _ = walkBlocks(snap, nil, nil, func(netip.Prefix) bool { n++; return true })
+	return n
+}
+
+// findBlock is the lowest free block that is not among those given.
+func findBlock(snap *state.Snapshot, routes, given []netip.Prefix) (block netip.Prefix, err error) {
+	full, err := walkBlocks(snap, routes, given, func(b netip.Prefix) bool { block = b; return false })
+	if err == nil && !block.IsValid() {
+		err = full()
+	}
+	return block, err
+}
+
+// walkBlocks calls yield for the pool's free blocks from the lowest on, until it says no. full makes the error of a
+// pool that has none.
+func walkBlocks(snap *state.Snapshot, routes, given []netip.Prefix, yield func(netip.Prefix) bool) (full func() error, err error) {
 	c := snap.Cluster()
 	if c == nil || !c.GatewayPool.IsValid() {
-		return netip.Prefix{}, model.Errorf(model.FailedPrecondition, "the swarm has no gateway pool")
+		return nil, model.Errorf(model.FailedPrecondition, "the swarm has no gateway pool")
 	}
 	pool := c.GatewayPool.Masked()
 	// Routes of every node count: all of them must reach the block.
@@ -75,8 +92,9 @@ func findBlock(snap *state.Snapshot, routes, given []netip.Prefix) (netip.Prefix
 	block, ok := netip.PrefixFrom(pool.Addr(), max(blockBits, pool.Bits())), true
 	for ok && pool.Overlaps(block) {
 		at, hit := firstOverlap(taken, block)
-		if !hit && !inhabited(snap, block) {
-			return block, nil
+		// One whose node was removed may have tasks of which nobody has said yet that they are dead.
+		if !hit && snap.AddrsInUse(block) == 0 && !yield(block) {
+			break
 		}
 		behind := last(block)
 		if hit {
@@ -88,7 +106,7 @@ func findBlock(snap *state.Snapshot, routes, given []netip.Prefix) (netip.Prefix
 		}
 		block, ok = blockAfter(behind, block.Bits())
 	}
-	return netip.Prefix{}, exhausted(pool, nodes+len(given), clash)
+	return func() error { return exhausted(pool, nodes+len(given), clash) }, nil
 }
 
 // blockAfter is the first whole block behind an address; ok is false at the end of all addresses.
@@ -103,17 +121,6 @@ func blockAfter(a netip.Addr, bits int) (b netip.Prefix, ok bool) {
 		return netip.Prefix{}, false
 	}
 	return netip.PrefixFrom(a, bits), true
-}
-
-// inhabited reports whether a task has an address in the block although no node has the block: its
-// node was removed, and nobody has said yet that the task is dead.
-func inhabited(snap *state.Snapshot, b netip.Prefix) bool {
-	for a := b.Addr(); b.Contains(a); a = a.Next() {
-		if snap.AddrInUse(a) {
-			return true
-		}
-	}
-	return false
 }
 
 // firstOverlap finds the first of the sorted prefixes that overlaps b.

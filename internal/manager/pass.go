@@ -53,7 +53,7 @@ type Planner struct {
 // node may be silent.
 func NewPlanner(s *state.Snapshot, clock time.Time, lease func() time.Duration, log *slog.Logger) *Planner {
 	return &Planner{dirty: newDirty(s), nodes: newNodeStates(s, clock, lease()), began: clock, lease: lease,
-		downAt: map[model.NodeID]model.Time{}, log: log}
+		downAt: map[model.NodeID]model.Time{}, cache: schedule.Cache{Blocks: allocate.FreeBlocks}, log: log}
 }
 
 // Applied takes in one step of the state.
@@ -140,7 +140,7 @@ func (p *Planner) Failed() {
 // p does not shows what p has forgotten.
 func (p *Planner) Afresh(snap *state.Snapshot) *Planner {
 	return &Planner{dirty: newDirty(snap), nodes: &nodeStates{seen: maps.Clone(p.nodes.seen), deadline: maps.Clone(p.nodes.deadline)},
-		began: p.began, heard: p.heard, lease: p.lease, downAt: maps.Clone(p.downAt), log: p.log}
+		began: p.began, heard: p.heard, lease: p.lease, downAt: maps.Clone(p.downAt), cache: schedule.Cache{Blocks: p.cache.Blocks}, log: p.log}
 }
 
 // Took plans services again whose transactions were computed from what has changed since.

@@ -50,6 +50,7 @@ type columns struct {
 	cpu   []int64    // free
 	mem   []int64
 	total []int32 // tasks of any service
+	addrs addrs
 
 	matches   map[string]set // by constraint
 	platforms map[swarm.Platform]set
@@ -130,6 +131,7 @@ func (c *columns) load() {
 		c.cpu[i], c.mem[i] = has.cpu, has.mem
 	}
 	clear(c.total)
+	c.addrs.reset(len(c.nodes))
 	for id, load := range c.snap.Loads() {
 		if i, ok := c.row(id); ok {
 			c.cpu[i] -= load.NanoCPUs
@@ -261,6 +263,9 @@ func (c *columns) room(n *need, have *counts, i int, most int32) int32 {
 	}
 	if len(n.ports) > 0 {
 		r = min(r, 1)
+	}
+	if n.addr && c.addrs.dry {
+		r = min(r, int64(c.addrsLeft(i)))
 	}
 	return int32(max(r, 0))
 }

@@ -87,6 +87,11 @@ func (p *planner) placeFew(g *group, out *txns) bool {
 	if len(rows) < len(g.tasks) {
 		return false
 	}
+	for _, i := range rows {
+		if !c.supply(n, i, 1) {
+			return false
+		}
+	}
 	for k, i := range rows {
 		p.take(n, i, 1)
 		out.place(g.tasks[k], c.nodes[i], msgAssigned, c.assign(n, i))

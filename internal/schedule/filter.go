@@ -16,13 +16,14 @@ const (
 	filterPlatform
 	filterPorts
 	filterReplicas
+	filterAddrs
 	numFilters
 )
 
 // refusals counts the nodes that each filter was the first to refuse.
 type refusals [numFilters]int
 
-// text is Docker's explanation of a filter that refused n nodes.
+// text is Docker's explanation of a filter that refused n nodes; Docker's nodes own no addresses.
 func (k filterKind) text(n int) string {
 	nodes := fmt.Sprintf("%d nodes", n)
 	if n == 1 {
@@ -39,6 +40,8 @@ func (k filterKind) text(n int) string {
 		return "unsupported platform on " + nodes
 	case filterPorts:
 		return "host-mode port already in use on " + nodes
+	case filterAddrs:
+		return "no free gateway address on " + nodes
 	}
 	return "max replicas per node limit exceed"
 }
@@ -112,6 +115,10 @@ func (c *columns) apply(k filterKind, n *need, have *counts, fit set) {
 	case filterReplicas:
 		if n.maxReplicas > 0 {
 			c.keep(fit, func(i int) bool { return have.tasks[i] < n.maxReplicas })
+		}
+	case filterAddrs:
+		if n.addr && c.addrs.dry {
+			c.keep(fit, func(i int) bool { return c.addrsLeft(i) > 0 })
 		}
 	}
 }

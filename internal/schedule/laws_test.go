@@ -3,6 +3,7 @@ package schedule
 import (
 	"fmt"
 	"math/rand/v2"
+	"net/netip"
 	"slices"
 	"testing"
 
@@ -18,6 +19,10 @@ func TestPlacementEqualsOneAtATime(t *testing.T) {
 		r := rand.New(rand.NewPCG(seed, 1))
 		c := newCluster(t)
 		few := r.IntN(3) == 0 // tasks, for many nodes
+		var cache Cache
+		if c.scarce = r.IntN(3) == 0; c.scarce {
+			cache.Blocks = noBlocks
+		}
 		for range 1 + r.IntN(8) + btoi(few)*(16+r.IntN(40)) {
 			c.node(func(n *model.Node) {
 				n.Spec.Labels = map[string]string{"zone": []string{"a", "b"}[r.IntN(2)]}
@@ -27,6 +32,9 @@ func TestPlacementEqualsOneAtATime(t *testing.T) {
 				n.Addr = []string{"10.0.0.1", "10.1.0.1"}[r.IntN(2)]
 				if r.IntN(8) == 0 {
 					n.State = swarm.NodeStateDown
+				}
+				for i := range r.IntN(3) {
+					n.Blocks = append(n.Blocks, netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(n.ID), 0, byte(i * 8)}), 30-r.IntN(2)))
 				}
 				if r.IntN(5) == 0 {
 					n.Spec.Availability = swarm.NodeAvailabilityDrain
@@ -44,7 +52,7 @@ func TestPlacementEqualsOneAtATime(t *testing.T) {
 			history(c, r, id)
 		}
 		start := c.snap
-		c.apply(Plan(c.snap, ids, testTime))
+		c.apply(cache.PlanNew(c.snap, ids, nil, testTime))
 		atOnce := c.snap
 		c.snap = start
 		for _, id := range ids {

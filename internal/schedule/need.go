@@ -17,6 +17,7 @@ type need struct {
 	platforms   []swarm.Platform
 	ports       []model.HostPort
 	generic     []model.Generic // counted ones, each kind once
+	addr        bool            // in the gateway network
 	maxReplicas int32           // 0 is any number
 	spread      []string        // label descriptors, outermost first
 	most        int32           // more room than this on a node makes no difference: one more than there are tasks
@@ -50,7 +51,7 @@ func newNeed(snap *state.Snapshot, svc *model.Service, id model.TemplateID) *nee
 		n.cpu, n.mem = r.NanoCPUs, r.MemoryBytes
 		n.reserve(r.GenericResources)
 	}
-	n.ports = t.FixedHostPorts()
+	n.ports, n.addr = t.FixedHostPorts(), t.NetMode == ""
 	return n
 }
 

@@ -2,6 +2,7 @@ package schedule
 
 import (
 	"math/rand/v2"
+	"net/netip"
 	"slices"
 	"strings"
 
@@ -42,7 +43,23 @@ func put(c *cluster, id model.TaskID, n *model.Node) {
 			given = append(given, model.Generic{Kind: kind, Name: name, N: 1}.API())
 		}
 	}
-	c.do(model.Change{SetTaskPlace: &model.TaskPlaceSet{Task: id, Node: n.ID, Generic: given}})
+	place := &model.TaskPlaceSet{Task: id, Node: n.ID, Generic: given}
+	if len(n.Blocks) > 0 {
+		place.Gateway4 = freeAddr(c, n)
+	}
+	c.do(model.Change{SetTaskPlace: place})
+}
+
+// freeAddr is the first address of a node's blocks that no task has; invalid when there is none.
+func freeAddr(c *cluster, n *model.Node) netip.Addr {
+	for _, b := range n.Blocks {
+		for a := b.Addr().Next().Next(); b.Contains(a.Next()); a = a.Next() {
+			if !c.snap.AddrInUse(a) {
+				return a
+			}
+		}
+	}
+	return netip.Addr{}
 }
 
 // history places some of a service's tasks on any nodes that fit, and lets some of them fail there.
@@ -92,6 +109,9 @@ func fits(c *cluster, id model.ServiceID, n *model.Node) bool {
 		if freeGeneric(c, n)[kind].count < count {
 			return false
 		}
+	}
+	if c.scarce && !freeAddr(c, n).IsValid() {
+		return false
 	}
 	p := spec.TaskTemplate.Placement
 	for _, expr := range p.Constraints {

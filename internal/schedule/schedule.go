@@ -54,11 +54,14 @@ func PlanNew(snap *state.Snapshot, services []model.ServiceID, fresh map[model.S
 type Cache struct {
 	last *columns
 	desk
+	// Blocks is how many blocks of gateway addresses nodes can still get. It is asked only when a node is full; nil
+	// is for as many as they want.
+	Blocks func(*state.Snapshot) int
 }
 
 // PlanNew is the function of that name, in less time.
 func (c *Cache) PlanNew(snap *state.Snapshot, services []model.ServiceID, fresh map[model.ServiceID][]*model.TasksPut, now model.Time) Result {
-	p := &planner{snap: snap, now: now, fresh: fresh, kept: c.last, desk: &c.desk}
+	p := &planner{snap: snap, now: now, fresh: fresh, kept: c.last, desk: &c.desk, blocks: c.Blocks}
 	for _, id := range services {
 		p.service(id)
 	}
@@ -74,6 +77,7 @@ type planner struct {
 	now     model.Time
 	fresh   map[model.ServiceID][]*model.TasksPut
 	kept    *columns // of an earlier pass; may be nil
+	blocks  func(*state.Snapshot) int
 	nodes   *columns // made when the first task needs a node
 	txns    []model.Txn
 	waiting []model.ServiceID
@@ -128,6 +132,7 @@ func (p *planner) service(id model.ServiceID) {
 	}
 	if p.nodes == nil {
 		p.nodes = columnsAfter(p.snap, p.kept)
+		p.nodes.addrs.pool = p.blocks
 		p.have.size(len(p.nodes.nodes))
 	}
 	p.have.clear()
@@ -192,6 +197,10 @@ func (p *planner) group(g *group, out *txns, virgin bool) bool {
 	}
 	fit, _ := p.nodes.filter(g.need, &p.have)
 	placed := p.spread(g.need, fit, len(g.tasks))
+	if !p.nodes.supplyAll(g.need, placed) {
+		fit, _ = p.nodes.filter(g.need, &p.have) // without those that are full, now that they stay so
+		placed = p.spread(g.need, fit, len(g.tasks))
+	}
 	rest := p.deal(g, placed, out)
 	if len(rest) == 0 {
 		return all
@@ -209,7 +218,11 @@ func (p *planner) placeFixed(g *group, out *txns) bool {
 		if !ok {
 			continue // the node is gone; orchestrate will take the task away
 		}
-		if why := p.nodes.refusal(g.need, &p.have, i); why != "" {
+		why := p.nodes.refusal(g.need, &p.have, i)
+		if why == "" && !p.nodes.supply(g.need, i, 1) {
+			why = filterAddrs.text(1)
+		}
+		if why != "" {
 			out.pend([]job{t}, why)
 			all = false
 			continue
@@ -225,6 +238,9 @@ func (p *planner) take(n *need, i int, k int32) {
 	c := p.nodes
 	c.cpu[i] -= n.cpu * int64(k)
 	c.mem[i] -= n.mem * int64(k)
+	if n.addr {
+		c.addrs.left[i] = c.addrsLeft(i) - k
+	}
 	c.addTotal(i, k)
 	for _, g := range n.generic {
 		c.genericOf(g.Kind).free[i] -= g.N * int64(k)

@@ -1,7 +1,9 @@
 package schedule
 
 import (
+	"cmp"
 	"fmt"
+	"net/netip"
 	"slices"
 	"testing"
 
@@ -18,11 +20,16 @@ type cluster struct {
 	t     testing.TB
 	snap  *state.Snapshot
 	index uint64
+	// scarce is when nodes get no more blocks of addresses than they have.
+	scarce bool
 }
+
+// noBlocks is a gateway pool that is used up.
+func noBlocks(*state.Snapshot) int { return 0 }
 
 func newCluster(t testing.TB) *cluster {
 	c := &cluster{t: t, snap: state.New(), index: 1}
-	c.do(model.Change{PutCluster: &model.Cluster{IDKey: [16]byte{1}}})
+	c.do(model.Change{PutCluster: &model.Cluster{IDKey: [16]byte{1}, GatewayPool: netip.MustParsePrefix("10.0.0.0/8")}})
 	return c
 }
 
@@ -63,6 +70,9 @@ func (c *cluster) service(n int, edit func(*swarm.ServiceSpec)) model.ServiceID 
 		c.t.Fatal(err)
 	}
 	tpl, err := model.NewTemplate(id, spec, "")
+	if err == nil {
+		err = tpl.SetNetworks(c.snap.Cluster().Namer())
+	}
 	if err != nil {
 		c.t.Fatal(err)
 	}
@@ -145,6 +155,55 @@ func TestMaxReplicasPerNode(t *testing.T) {
 	last := c.snap.Task(model.TaskID{Service: id, Num: 5})
 	if last.Err != "no suitable node (max replicas per node limit exceed)" {
 		t.Errorf("%q", last.Err)
+	}
+}
+
+// A node without an address is left alone when it gets no more of them, and says so when nobody has one. Tasks
+// that want none do not ask.
+func TestFullNodesAreRefused(t *testing.T) {
+	c := newCluster(t)
+	c.node(func(n *model.Node) { n.Blocks = []netip.Prefix{netip.MustParsePrefix("10.0.0.0/29")} })
+	c.node(nil)
+	c.node(func(n *model.Node) { n.State = swarm.NodeStateDown })
+	plan := func(id model.ServiceID, blocks func(*state.Snapshot) int) (why string) {
+		t.Helper()
+		c.apply((&Cache{Blocks: blocks}).PlanNew(c.snap, []model.ServiceID{id}, nil, testTime))
+		for task := range c.snap.Tasks(id) {
+			why = cmp.Or(why, task.Err)
+		}
+		return why
+	}
+	many := c.service(7, nil)
+	before := c.snap
+	if why := plan(many, noBlocks); why != "no suitable node (no free gateway address on 2 nodes; 1 node not available for new tasks)" || c.perNode(many)[1] != 5 {
+		t.Errorf("%v, and the others wait: %q", c.perNode(many), why)
+	}
+	c.snap = before
+	if why := plan(many, func(*state.Snapshot) int { return 1 }); why != "" || c.perNode(many)[1] != 4 {
+		t.Errorf("with another block for one of them: %v, %q", c.perNode(many), why)
+	}
+	c.snap = before
+	if why := plan(many, nil); why != "" || c.perNode(many)[1] != 4 {
+		t.Errorf("with as many blocks as they want: %v, %q", c.perNode(many), why)
+	}
+	c.snap = before
+	host := c.service(9, func(s *swarm.ServiceSpec) {
+		s.TaskTemplate.Networks = []swarm.NetworkAttachmentConfig{{Target: c.snap.Cluster().Namer().NetworkID(model.NetworkHost)}}
+	})
+	if why := plan(host, noBlocks); why != "" {
+		t.Errorf("in the host's network: %v, %q", c.perNode(host), why)
+	}
+}
+
+// The task of a global service that has its node says what is missing there.
+func TestFullNodeOfGlobalTask(t *testing.T) {
+	c := newCluster(t)
+	node := c.node(nil)
+	id := c.service(0, func(s *swarm.ServiceSpec) { s.Mode.Global = &swarm.GlobalService{} })
+	c.do(model.Change{PutTask: &model.Task{ID: model.TaskID{Service: id, Num: 1}, Node: node, Template: c.snap.Service(id).Template, Desired: model.StateRunning}})
+	c.apply((&Cache{Blocks: noBlocks}).PlanNew(c.snap, []model.ServiceID{id}, nil, testTime))
+	if task := c.snap.Task(model.TaskID{Service: id, Num: 1}); task.State != model.StatePending || task.Err != "no free gateway address on 1 node" {
+		t.Errorf("%+v", task)
 	}
 }
 

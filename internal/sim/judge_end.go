@@ -117,6 +117,9 @@ func (j *judge) service(s *state.Snapshot, svc *model.Service) string {
 			done[slotOf(t)] = true
 		case t.Desired > model.StateRunning || t.State.Terminal() && t.Desired == model.StateRunning && svc.JobIteration != 0:
 		case t.State == model.StatePending && t.Err != "":
+			if why := j.waits(s, svc, t); why != "" {
+				return why
+			}
 			waits = true
 			slots[slotOf(t)] = true
 		case t.Desired < model.StateRunning || t.State != model.StateRunning:

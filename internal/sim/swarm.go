@@ -81,7 +81,7 @@ func (w *world) host(id model.NodeID) *node {
 func (w *world) smallBlock() []netip.Prefix {
 next:
 	for i := range 64 {
-		b := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 96, byte(i % 4), byte(i / 4 * 16)}), 28)
+		b := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 96, byte(i % 4), byte(i / 4 * 16)}), w.cfg.blockBits)
 		for o := range w.log.truth.Nodes() {
 			for _, have := range o.Blocks {
 				if have.Overlaps(b) {

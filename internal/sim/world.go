@@ -204,6 +204,7 @@ type config struct {
 	skew                      int64
 	steps                     bool // clocks step
 	smallBlocks               bool // nodes own few addresses
+	blockBits                 int  // how few
 	trouble                   float64
 	slowStop                  float64
 	disasters                 bool // the swarm is taken up again from an older state
@@ -232,5 +233,6 @@ func newConfig(r *rand.Rand) config {
 	c.smallBlocks = r.IntN(2) == 0
 	c.trouble, c.slowStop = pick(.4), pick(.3)
 	c.disasters, c.outages = r.IntN(4) == 0, r.IntN(3) == 0
+	c.blockBits = 28 + r.IntN(2)
 	return c
 }

@@ -1,6 +1,7 @@
 package state
 
 import (
+	"math/bits"
 	"net/netip"
 
 	"github.com/tidwall/btree"
@@ -47,7 +48,40 @@ func (s *addrSet) remove(k uint32) bool {
 	return true
 }
 
+// count is how many addresses from first to last are in the set.
+func (s *addrSet) count(first, last uint32) (n int) {
+	s.runs.Ascend(first>>8, func(high uint32, run addrBits) bool {
+		if high > last>>8 {
+			return false
+		}
+		for i, word := range run {
+			at := high<<8 | uint32(i)<<6 // of the word's lowest bit
+			if at < first {
+				word &= ^uint64(0) << (first - at)
+			}
+			switch {
+			case at > last:
+				word = 0
+			case at+63 > last:
+				word &= 1<<(last-at+1) - 1
+			}
+			n += bits.OnesCount64(word)
+		}
+		return true
+	})
+	return n
+}
+
 func (s *addrSet) copy() *addrSet { return &addrSet{*s.runs.Copy()} }
 
 // AddrInUse reports whether a task that is not dead has this gateway address (IPv4).
 func (s *Snapshot) AddrInUse(a netip.Addr) bool { return a.Is4() && s.addrs.has(addrKey(a)) }
+
+// AddrsInUse counts the gateway addresses of a block (IPv4) that tasks have that are not dead.
+func (s *Snapshot) AddrsInUse(b netip.Prefix) int {
+	if !b.Addr().Is4() {
+		return 0
+	}
+	first := addrKey(b.Masked().Addr())
+	return s.addrs.count(first, first|uint32(1<<(32-b.Bits())-1))
+}

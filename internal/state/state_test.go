@@ -2,6 +2,7 @@ package state
 
 import (
 	"bytes"
+	"encoding/binary"
 	"fmt"
 	"math/bits"
 	"net/netip"
@@ -355,6 +356,9 @@ func checkIndexes(t *rapid.T, s *Snapshot) {
 	if indexed != addrs {
 		t.Fatalf("%d addresses in the index, %d in use", indexed, addrs)
 	}
+	if all := s.AddrsInUse(netip.MustParsePrefix("0.0.0.0/0")); all != addrs {
+		t.Fatalf("%d addresses are counted in use, %d are", all, addrs)
+	}
 	for id, l := range loads {
 		if s.Load(id).Tasks != l.Tasks {
 			t.Fatalf("load of node %d = %+v, want %+v", id, s.Load(id), l)
@@ -370,6 +374,29 @@ func checkIndexes(t *rapid.T, s *Snapshot) {
 			}
 		}
 	}
+}
+
+// Addresses of a block are counted as one by one, wherever it begins and ends.
+func TestAddrsAreCounted(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		s := New()
+		base := rapid.Uint32Range(1<<16, 1<<16+1<<10).Draw(t, "base")
+		for _, k := range rapid.SliceOf(rapid.Uint32Range(base, base+1<<10)).Draw(t, "taken") {
+			s.addrs.add(k)
+		}
+		var b [4]byte
+		binary.BigEndian.PutUint32(b[:], rapid.Uint32Range(base, base+1<<10).Draw(t, "at"))
+		block := netip.PrefixFrom(netip.AddrFrom4(b), rapid.IntRange(21, 32).Draw(t, "bits")).Masked()
+		want := 0
+		for a := block.Addr(); block.Contains(a); a = a.Next() {
+			if s.AddrInUse(a) {
+				want++
+			}
+		}
+		if got := s.AddrsInUse(block); got != want {
+			t.Fatalf("%d of %s are counted, %d are in use", got, block, want)
+		}
+	})
 }
 
 func FuzzDecodeBatch(f *testing.F) {
