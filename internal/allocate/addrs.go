@@ -68,6 +68,15 @@ func (a *allocator) takeNets(list []model.NetAttach) ([]model.TaskNet, error) {
 	return out, nil
 }
 
+// CheckNets says why a task of the template cannot have an address in each of its networks now; nil when one can.
+func CheckNets(snap *state.Snapshot, tpl *model.Template) error {
+	if len(tpl.Nets) == 0 {
+		return nil
+	}
+	_, err := (&allocator{snap: snap}).takeNets(tpl.Nets)
+	return err
+}
+
 // takeFrom is a network's next free address; one that rests when no other is left, the oldest first.
 func (a *allocator) takeFrom(p *pool) (netip.Addr, error) {
 	if p.err != nil {

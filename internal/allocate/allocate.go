@@ -32,6 +32,8 @@ type Result struct {
 	Txns []model.Txn
 	// Waiting are the services of such tasks.
 	Waiting []model.ServiceID
+	// Given is how many placements got their addresses.
+	Given int
 }
 
 // Addresses adds gateway addresses to every placement (SetTaskPlace) in the transactions. The
@@ -44,7 +46,9 @@ func Addresses(snap *state.Snapshot, txns []model.Txn, now model.Time) Result {
 		waits := model.ServiceID(0)
 		for _, c := range txn.Changes {
 			if p := c.SetTaskPlace; p != nil {
-				if c = a.place(*p); c.SetTaskStatus != nil {
+				if c = a.place(*p); c.SetTaskPlace != nil {
+					r.Given++
+				} else {
 					waits = p.Task.Service
 					if a.known(c.SetTaskStatus) {
 						continue
@@ -78,7 +82,11 @@ func Fresh(snap *state.Snapshot, puts []*model.TasksPut, now model.Time) Result 
 		tpl := a.template(put.Template)
 		for i := range put.Tasks {
 			if t := &put.Tasks[i]; t.State == model.StateAssigned {
-				waits = !a.freshTask(put, tpl, t) || waits
+				if a.freshTask(put, tpl, t) {
+					r.Given++
+				} else {
+					waits = true
+				}
 			}
 		}
 		if n := len(r.Waiting); waits && (n == 0 || r.Waiting[n-1] != put.Service) {
@@ -94,10 +102,7 @@ func (a *allocator) freshTask(put *model.TasksPut, tpl *model.Template, t *model
 	if h == nil {
 		return true // the state refuses it: the node is gone
 	}
-	addr, err := a.gateway(h, tpl)
-	if err == nil && len(tpl.Nets) > 0 {
-		t.Nets, err = a.takeNets(tpl.Nets)
-	}
+	nets, addr, err := a.addresses(h, tpl)
 	if err != nil {
 		t.State, t.Message, t.Err = model.StatePending, put.Text(msgPending), put.Text(err.Error())
 		if tpl := a.snap.Service(put.Service); tpl != nil && tpl.Spec().Mode.Global == nil && tpl.Spec().Mode.GlobalJob == nil {
@@ -106,8 +111,20 @@ func (a *allocator) freshTask(put *model.TasksPut, tpl *model.Template, t *model
 		t.Generic = nil
 		return false
 	}
-	t.Gateway4, t.Gateway6 = addr, Gateway6(h.node.Gateway6, addr)
+	t.Nets, t.Gateway4, t.Gateway6 = nets, addr, Gateway6(h.node.Gateway6, addr)
 	return true
+}
+
+// addresses are all that a task on h needs. The gateway's comes last: schedule sees to it that there is one, so none
+// is taken for nothing.
+func (a *allocator) addresses(h *host, tpl *model.Template) (nets []model.TaskNet, gateway netip.Addr, err error) {
+	if len(tpl.Nets) > 0 {
+		if nets, err = a.takeNets(tpl.Nets); err != nil {
+			return nil, netip.Addr{}, err
+		}
+	}
+	gateway, err = a.gateway(h, tpl)
+	return nets, gateway, err
 }
 
 // gateway is an address of the gateway network for a task on h; the zero Addr for one that is in no network.
@@ -156,16 +173,12 @@ func (a *allocator) place(p model.TaskPlaceSet) model.Change {
 	if t := a.snap.Task(p.Task); t != nil {
 		tpl = a.template(t.Template)
 	}
-	addr, err := a.gateway(h, tpl)
-	if err == nil && len(tpl.Nets) > 0 {
-		p.Nets, err = a.takeNets(tpl.Nets)
-	}
+	nets, addr, err := a.addresses(h, tpl)
 	if err != nil {
 		return model.Change{SetTaskStatus: &model.TaskStatusSet{Task: p.Task, State: model.StatePending,
 			Message: msgPending, Err: err.Error()}}
 	}
-	p.Gateway4 = addr
-	p.Gateway6 = Gateway6(h.node.Gateway6, addr)
+	p.Nets, p.Gateway4, p.Gateway6 = nets, addr, Gateway6(h.node.Gateway6, addr)
 	return model.Change{SetTaskPlace: &p}
 }
 

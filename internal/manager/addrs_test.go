@@ -90,3 +90,54 @@ func judgeAddresses(t *rapid.T, s *state.Snapshot) {
 		}
 	}
 }
+
+// TestWhoGetsNoAddressTakesNoRoom: tasks that wait for an address of a full network leave a node's memory to others,
+// before the network is full by what is planned in the same pass as well as after.
+func TestWhoGetsNoAddressTakesNoRoom(t *testing.T) {
+	s := unplanned(t, size{nodes: 1})
+	p := benchPlanner(s)
+	n := model.Network{Name: "small", IPAM: []model.IPAMConfig{{Subnet: netip.MustParsePrefix("192.168.0.0/29")}}}
+	if _, err := allocate.Network(s, &n); err != nil {
+		t.Fatal(err)
+	}
+	target := s.Cluster().Namer().NetworkID(n.ID)
+	changes := []model.Change{{PutNetwork: &n}}
+	for i, raw := range []string{
+		`{"Name":"in","EndpointSpec":{"Mode":"dnsrr"},"Mode":{"Replicated":{"Replicas":9}},"TaskTemplate":{"Networks":[{"Target":"` + target + `"}],"Resources":{"Reservations":{"MemoryBytes":68719476736}}}}`,
+		`{"Name":"out","Mode":{"Replicated":{"Replicas":3}},"TaskTemplate":{"Resources":{"Reservations":{"MemoryBytes":68719476736}}}}`,
+	} {
+		spec, err := model.ParseSpec[swarm.ServiceSpec]([]byte(raw))
+		if err != nil {
+			t.Fatal(err)
+		}
+		id := model.ServiceID(i + 1)
+		tpl, err := model.NewTemplate(id, spec, "")
+		if err == nil {
+			err = tpl.SetNetworks(s.Cluster().Namer())
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		tpl.ID = model.TemplateID(id)
+		changes = append(changes, model.Change{NewRevision: &model.NewRevision{Service: id, Spec: spec, Template: tpl, TemplateID: tpl.ID}})
+	}
+	next, out := s.Apply(s.Index()+1, &model.Batch{Time: benchTime, Txns: []model.Txn{{Changes: changes}}})
+	if err := out.Results[0]; err != nil {
+		t.Fatal(err)
+	}
+	p.Applied(replica.Applied{Before: s, After: next, Outcome: out})
+	// The node has memory for eight, the network addresses for five: three are left for those outside.
+	s = commit(t, p, next)
+	placed := map[model.ServiceID]int{}
+	for task := range s.AllTasks() {
+		if task.State == model.StateAssigned {
+			placed[task.ID.Service]++
+		}
+	}
+	if placed[1] != 5 || placed[2] != 3 {
+		t.Errorf("placed by service: %v", placed)
+	}
+	if more := p.Afresh(s).Plan(s, benchTime, time.Unix(0, int64(benchTime))); len(more) != 0 {
+		t.Errorf("planning everything wants more: %+v", more[0].Txns)
+	}
+}

@@ -53,7 +53,7 @@ type Planner struct {
 // node may be silent.
 func NewPlanner(s *state.Snapshot, clock time.Time, lease func() time.Duration, log *slog.Logger) *Planner {
 	return &Planner{dirty: newDirty(s), nodes: newNodeStates(s, clock, lease()), began: clock, lease: lease,
-		downAt: map[model.NodeID]model.Time{}, cache: schedule.Cache{Blocks: allocate.FreeBlocks}, log: log}
+		downAt: map[model.NodeID]model.Time{}, cache: schedule.Cache{Pools: schedule.Pools{Blocks: allocate.FreeBlocks, Nets: allocate.CheckNets}}, log: log}
 }
 
 // Applied takes in one step of the state.
@@ -140,7 +140,7 @@ func (p *Planner) Failed() {
 // p does not shows what p has forgotten.
 func (p *Planner) Afresh(snap *state.Snapshot) *Planner {
 	return &Planner{dirty: newDirty(snap), nodes: &nodeStates{seen: maps.Clone(p.nodes.seen), deadline: maps.Clone(p.nodes.deadline)},
-		began: p.began, heard: p.heard, lease: p.lease, downAt: maps.Clone(p.downAt), cache: schedule.Cache{Blocks: p.cache.Blocks}, log: p.log}
+		began: p.began, heard: p.heard, lease: p.lease, downAt: maps.Clone(p.downAt), cache: schedule.Cache{Pools: p.cache.Pools}, log: p.log}
 }
 
 // Took plans services again whose transactions were computed from what has changed since.
@@ -276,15 +276,17 @@ func (w *work) round(ids []model.ServiceID) []model.ServiceID {
 	}
 	placed := w.cache.PlanNew(w.snap, ids, puts, w.now)
 	w.wait(placed.Waiting)
-	w.address(placed.Txns, changed)
-	w.allocate(fresh)
+	given, lacks := w.address(placed.Txns, changed)
+	more, lack := w.allocate(fresh)
+	// Who was placed and then got no address took room that others may have by now.
+	freed := (lacks || lack) && given+more > 0
 	var again []model.ServiceID
 	for _, id := range ids {
 		if v := w.snap.Service(id); v != nil && (v.PortError != "" || v.NetError != "") {
 			w.waiting[id] = true // for the port or the address, even without a task
 		}
 		w.settled[id] = settles[id] && !changed[id] && !w.waiting[id]
-		if changed[id] || len(puts[id]) > 0 && !w.settled[id] {
+		if changed[id] || len(puts[id]) > 0 && !w.settled[id] || freed && w.waiting[id] {
 			again = append(again, id)
 		}
 	}
@@ -298,10 +300,10 @@ func (w *work) wait(ids []model.ServiceID) {
 	}
 }
 
-// address gives placed tasks their addresses and takes both on.
-func (w *work) address(placed []model.Txn, changed map[model.ServiceID]bool) {
+// address gives placed tasks their addresses and takes both on. It returns how many got them, and whether some did not.
+func (w *work) address(placed []model.Txn, changed map[model.ServiceID]bool) (given int, lacks bool) {
 	if len(placed) == 0 {
-		return
+		return 0, false
 	}
 	addressed := allocate.Addresses(w.snap, placed, w.now)
 	w.wait(addressed.Waiting)
@@ -311,12 +313,13 @@ func (w *work) address(placed []model.Txn, changed map[model.ServiceID]bool) {
 			w.take(id, &addressed.Txns[i], changed)
 		}
 	}
+	return addressed.Given, len(addressed.Waiting) > 0
 }
 
-// allocate gives tasks that are about to be made and were placed their addresses.
-func (w *work) allocate(fresh []model.Txn) {
+// allocate is address for tasks that are about to be made.
+func (w *work) allocate(fresh []model.Txn) (given int, lacks bool) {
 	if len(fresh) == 0 {
-		return
+		return 0, false
 	}
 	puts := make([]*model.TasksPut, len(fresh))
 	for i := range fresh {
@@ -325,6 +328,7 @@ func (w *work) allocate(fresh []model.Txn) {
 	addressed := allocate.Fresh(w.snap, puts, w.now)
 	w.wait(addressed.Waiting)
 	w.grow(addressed.Blocks)
+	return addressed.Given, len(addressed.Waiting) > 0
 }
 
 // make takes on tasks that did not exist before, all services' at once. When nobody will look at the working copy again

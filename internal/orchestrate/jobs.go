@@ -65,9 +65,17 @@ func (p *planner) completions() (total, concurrent int) {
 // history.
 func (p *planner) endFormerRuns(slots []*slot) {
 	for _, s := range slots {
+		if s.busy {
+			continue // one of them was given up: the next call sees what is left
+		}
 		for _, t := range s.tasks {
-			if t.JobIteration != p.svc.JobIteration && !t.State.Terminal() && t.Desired < model.StateRemove {
+			switch {
+			case t.JobIteration == p.svc.JobIteration:
+			case !t.State.Terminal() && t.Desired < model.StateRemove:
 				p.retire(t)
+				s.busy = true
+			case t.State.Terminal() && t.Desired < model.StateRunning:
+				p.out.add(desire(t, model.StateShutdown)) // it never got its turn, and will not
 				s.busy = true
 			}
 		}

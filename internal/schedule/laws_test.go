@@ -21,7 +21,7 @@ func TestPlacementEqualsOneAtATime(t *testing.T) {
 		few := r.IntN(3) == 0 // tasks, for many nodes
 		var cache Cache
 		if c.scarce = r.IntN(3) == 0; c.scarce {
-			cache.Blocks = noBlocks
+			cache.Pools.Blocks = noBlocks
 		}
 		for range 1 + r.IntN(8) + btoi(few)*(16+r.IntN(40)) {
 			c.node(func(n *model.Node) {

@@ -6,7 +6,6 @@ import (
 
 	"github.com/moby/moby/api/types/swarm"
 	"github.com/skep-swarm/skep/internal/model"
-	"github.com/skep-swarm/skep/internal/state"
 )
 
 // need is what a group of tasks asks of a node.
@@ -26,7 +25,7 @@ type need struct {
 
 // newNeed reads placement from the service, because a change of it restarts nothing, and the
 // rest from the template that the tasks were made from.
-func newNeed(snap *state.Snapshot, svc *model.Service, id model.TemplateID) *need {
+func (p *planner) newNeed(svc *model.Service, id model.TemplateID) *need {
 	n := &need{template: id, err: cmp.Or(svc.PortError, svc.NetError)}
 	if pl := svc.Spec().TaskTemplate.Placement; pl != nil {
 		var err error
@@ -42,7 +41,7 @@ func newNeed(snap *state.Snapshot, svc *model.Service, id model.TemplateID) *nee
 			}
 		}
 	}
-	t := snap.Template(id)
+	t := p.snap.Template(id)
 	if t == nil {
 		n.err = "no suitable node (the task's template is gone)"
 		return n
@@ -50,6 +49,11 @@ func newNeed(snap *state.Snapshot, svc *model.Service, id model.TemplateID) *nee
 	if r := t.Reservations(); r != nil {
 		n.cpu, n.mem = r.NanoCPUs, r.MemoryBytes
 		n.reserve(r.GenericResources)
+	}
+	if n.err == "" && p.pools.Nets != nil {
+		if err := p.pools.Nets(p.snap, t); err != nil {
+			n.err = err.Error() // or its tasks would take nodes' room from others, and not run there either
+		}
 	}
 	n.ports, n.addr = t.FixedHostPorts(), t.NetMode == ""
 	return n

@@ -54,14 +54,22 @@ func PlanNew(snap *state.Snapshot, services []model.ServiceID, fresh map[model.S
 type Cache struct {
 	last *columns
 	desk
-	// Blocks is how many blocks of gateway addresses nodes can still get. It is asked only when a node is full; nil
-	// is for as many as they want.
+	// Pools has the addresses.
+	Pools Pools
+}
+
+// Pools says what allocate has left to give, so that no task is placed for which there are no addresses. Both answers may
+// be missing: then there is as much as anybody wants.
+type Pools struct {
+	// Blocks is how many blocks of gateway addresses nodes can still get. It is asked only when a node is full.
 	Blocks func(*state.Snapshot) int
+	// Nets is why a task of a template cannot have an address in each of its overlay networks; nil when one can.
+	Nets func(*state.Snapshot, *model.Template) error
 }
 
 // PlanNew is the function of that name, in less time.
 func (c *Cache) PlanNew(snap *state.Snapshot, services []model.ServiceID, fresh map[model.ServiceID][]*model.TasksPut, now model.Time) Result {
-	p := &planner{snap: snap, now: now, fresh: fresh, kept: c.last, desk: &c.desk, blocks: c.Blocks}
+	p := &planner{snap: snap, now: now, fresh: fresh, kept: c.last, desk: &c.desk, pools: c.Pools}
 	for _, id := range services {
 		p.service(id)
 	}
@@ -77,7 +85,7 @@ type planner struct {
 	now     model.Time
 	fresh   map[model.ServiceID][]*model.TasksPut
 	kept    *columns // of an earlier pass; may be nil
-	blocks  func(*state.Snapshot) int
+	pools   Pools
 	nodes   *columns // made when the first task needs a node
 	txns    []model.Txn
 	waiting []model.ServiceID
@@ -132,7 +140,7 @@ func (p *planner) service(id model.ServiceID) {
 	}
 	if p.nodes == nil {
 		p.nodes = columnsAfter(p.snap, p.kept)
-		p.nodes.addrs.pool = p.blocks
+		p.nodes.addrs.pool = p.pools.Blocks
 		p.have.size(len(p.nodes.nodes))
 	}
 	p.have.clear()
@@ -160,7 +168,7 @@ func (p *planner) groups(svc *model.Service, tasks []*model.Task) []*group {
 		i := slices.IndexFunc(out, func(g *group) bool { return g.need.template == template })
 		if i < 0 {
 			i = len(out)
-			out = append(out, &group{need: newNeed(p.snap, svc, template)})
+			out = append(out, &group{need: p.newNeed(svc, template)})
 		}
 		if j.node() != 0 {
 			out[i].fixed = append(out[i].fixed, j)

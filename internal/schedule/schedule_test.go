@@ -167,7 +167,7 @@ func TestFullNodesAreRefused(t *testing.T) {
 	c.node(func(n *model.Node) { n.State = swarm.NodeStateDown })
 	plan := func(id model.ServiceID, blocks func(*state.Snapshot) int) (why string) {
 		t.Helper()
-		c.apply((&Cache{Blocks: blocks}).PlanNew(c.snap, []model.ServiceID{id}, nil, testTime))
+		c.apply((&Cache{Pools: Pools{Blocks: blocks}}).PlanNew(c.snap, []model.ServiceID{id}, nil, testTime))
 		for task := range c.snap.Tasks(id) {
 			why = cmp.Or(why, task.Err)
 		}
@@ -201,7 +201,7 @@ func TestFullNodeOfGlobalTask(t *testing.T) {
 	node := c.node(nil)
 	id := c.service(0, func(s *swarm.ServiceSpec) { s.Mode.Global = &swarm.GlobalService{} })
 	c.do(model.Change{PutTask: &model.Task{ID: model.TaskID{Service: id, Num: 1}, Node: node, Template: c.snap.Service(id).Template, Desired: model.StateRunning}})
-	c.apply((&Cache{Blocks: noBlocks}).PlanNew(c.snap, []model.ServiceID{id}, nil, testTime))
+	c.apply((&Cache{Pools: Pools{Blocks: noBlocks}}).PlanNew(c.snap, []model.ServiceID{id}, nil, testTime))
 	if task := c.snap.Task(model.TaskID{Service: id, Num: 1}); task.State != model.StatePending || task.Err != "no free gateway address on 1 node" {
 		t.Errorf("%+v", task)
 	}
