@@ -6,6 +6,7 @@ import (
 	"io"
 	"iter"
 	"net/netip"
+	"os"
 	"syscall"
 	"time"
 
@@ -205,6 +206,7 @@ type Control interface {
 	Signal(ctx context.Context, sig syscall.Signal) error
 	Usage(ctx context.Context) (runtime.Usage, error)
 	Processes(ctx context.Context) ([]int, error)
+	Root(ctx context.Context) (dir *os.File, release func(), err error)
 }
 
 // Container is one container of this node.

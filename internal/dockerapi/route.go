@@ -127,6 +127,9 @@ func (s *Server) localRoutes(t routeTable) {
 	t.post("/containers/{id}/kill", onKill(s.onContainer(s.killContainer)))
 	t.add(http.MethodPost, "/containers/{id}/stop", s.onContainer(s.stopContainer)).stream = true
 	t.add(http.MethodPost, "/containers/{id}/wait", s.onContainer(s.waitContainer)).stream = true
+	t.add(http.MethodHead, "/containers/{id}/archive", s.onFiles(s.statArchive))
+	t.add(http.MethodGet, "/containers/{id}/archive", s.onFiles(s.getArchive)).stream = true
+	t.add(http.MethodPut, "/containers/{id}/archive", s.onFiles(s.putArchive)).stream = true
 	t.post("/containers/{id}/start", s.onContainer(s.startContainer))
 	for action, line := range taskActions {
 		t.post("/containers/{id}/"+action, s.onContainer(ofTask(line)))

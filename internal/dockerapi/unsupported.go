@@ -21,8 +21,6 @@ var laterRoutes = []struct{ method, pattern, line string }{
 	{http.MethodPost, "/containers/{id}/{action}", `acting on single containers is not available yet: use "docker service update" or "docker service scale"`},
 	{http.MethodDelete, "/containers/{id}", `containers belong to tasks: use "docker service rm" or "docker service scale"`},
 	{http.MethodGet, "/containers/{id}/{part}", "this view of a container is not available yet"},
-	{http.MethodHead, "/containers/{id}/archive", "copying files from containers is not available yet"},
-	{http.MethodPut, "/containers/{id}/archive", "copying files to containers is not available yet"},
 	{http.MethodPost, "/build", "building images is not available here: build elsewhere and use \"docker image load\""},
 	{http.MethodPost, "/build/cancel", "building images is not available here"},
 	{http.MethodPost, "/session", "building images is not available here"},

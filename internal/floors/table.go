@@ -23,7 +23,7 @@ func table() []floor {
 		{level: 0, pure: true, packages: []string{"model", "pki"}},
 		{level: 1, pure: true, packages: []string{"state"}},
 		{level: 2, pure: true, packages: []string{"orchestrate", "allocate", "schedule", "scale", "netplan", "compose"}},
-		{level: 3, packages: []string{"raftlog", "replica", "wire", "runtime", "shim", "netapply", "images", "volumes", "vault", "keeper", "embedded"}},
+		{level: 3, packages: []string{"raftlog", "replica", "wire", "runtime", "shim", "netapply", "images", "volumes", "vault", "rootfs", "keeper", "embedded"}},
 		{level: 4, packages: []string{"manager", "dispatch", "agent"}},
 		{level: 5, packages: []string{"dockerapi", "skepapi", "dashboard"}},
 		{level: 6, packages: []string{"cli"}},

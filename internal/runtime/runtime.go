@@ -8,6 +8,7 @@ package runtime
 
 import (
 	"context"
+	"os"
 	"syscall"
 	"time"
 
@@ -145,13 +146,16 @@ type Controller interface {
 	// start only. Errors: KindNotRunning, KindInvalid, KindCommand with the exit code a shell would give, or plain.
 	Exec(ctx context.Context, spec ExecSpec) (Process, error)
 	// Signal sends a signal to the first process of a running container, and does not wait for what comes of it. Errors:
-	// KindNotRunning or plain. Signal, Usage and Processes may run beside any other method.
+	// KindNotRunning or plain. Signal, Usage, Processes and Root may run beside any other method.
 	Signal(ctx context.Context, sig syscall.Signal) error
 	// Usage reports what a running container uses. Errors: KindNotRunning or plain.
 	Usage(ctx context.Context) (Usage, error)
 	// Processes returns the processes of a running container as the host numbers them, in order. Errors: KindNotRunning
 	// or plain.
 	Processes(ctx context.Context) ([]int, error)
+	// Root opens the root directory of a container as its programs see it, or saw it before it ended, with what is mounted
+	// there. It is good until release is called, which closes it. Errors: ErrNotFound or plain.
+	Root(ctx context.Context) (dir *os.File, release func(), err error)
 	// Status reports the container's state, or ErrNotFound.
 	Status(ctx context.Context) (Status, error)
 }

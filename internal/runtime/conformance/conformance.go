@@ -75,7 +75,7 @@ func Run(t *testing.T, newHost func(t *testing.T) Host) {
 		{"RemoveWakesWaiter", removeWakesWaiter}, {"Missing", missingThings}, {"Refused", refused}, {"List", list},
 		{"Readopt", readopt}, {"ExitWhileDown", exitWhileDown}, {"ExitKept", exitKept}, {"OpenById", openByID}, {"Exec", execs},
 		{"ExecSignalled", execSignalled}, {"ExecEnds", execEnds}, {"ExecRefused", execRefused}, {"Healthcheck", healthcheck},
-		{"Usage", usage}, {"Signalled", signalled},
+		{"Usage", usage}, {"Signalled", signalled}, {"Root", root},
 	} {
 		t.Run(test.name, func(t *testing.T) { test.run(t, newHost(t)) })
 	}

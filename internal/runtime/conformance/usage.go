@@ -79,3 +79,23 @@ func until(t *testing.T, what string, ok func() bool) {
 		}
 	}
 }
+
+// root: a container's files can be reached while it runs and after.
+func root(t *testing.T, h Host) {
+	rt := h.Boot(t)
+	if _, _, err := controller(t, rt, NewSpec("root", Obeys())).Root(ctx(t)); !errors.Is(err, runtime.ErrNotFound) {
+		t.Errorf("the root of no container: %v", err)
+	}
+	c, _ := started(t, rt, NewSpec("root", Obeys()))
+	settle(t, c)
+	for _, state := range []runtime.State{runtime.Running, runtime.Exited} {
+		wantState(t, c, state)
+		dir, release, err := c.Root(ctx(t))
+		must(t, err)
+		if dir == nil || dir.Name() == "" {
+			t.Errorf("%s: no directory", state)
+		}
+		release()
+		must(t, c.Kill(ctx(t)))
+	}
+}

@@ -201,15 +201,9 @@ func (u *unit) signal(ctx context.Context, sig unix.Signal) error {
 	}
 	if err == nil {
 		defer unix.Close(fd)
-		resp, err := u.r.client.TaskService().Get(ctx, &tasks.GetRequest{ContainerID: u.id})
-		if err != nil {
-			if err = errgrpc.ToNative(err); errdefs.IsNotFound(err) {
-				return nil
-			}
-			return fmt.Errorf("look at container %s: %w", u.id, err)
-		}
-		if resp.Process == nil || int(resp.Process.Pid) != pid || !resp.Process.ExitedAt.AsTime().Before(time.Unix(1, 0)) && resp.Process.ExitedAt != nil {
-			return nil
+		held, err := u.holds(ctx, pid)
+		if err != nil || !held {
+			return err
 		}
 		if err := unix.PidfdSendSignal(fd, sig, nil, 0); err == nil || errors.Is(err, unix.ESRCH) {
 			return nil
@@ -223,4 +217,17 @@ func (u *unit) signal(ctx context.Context, sig unix.Signal) error {
 		return fmt.Errorf("signal container %s: %w", u.id, err)
 	}
 	return nil
+}
+
+// holds reports whether the container's first process runs and has the number.
+func (u *unit) holds(ctx context.Context, pid int) (bool, error) {
+	resp, err := u.r.client.TaskService().Get(ctx, &tasks.GetRequest{ContainerID: u.id})
+	if err != nil {
+		if err = errgrpc.ToNative(err); errdefs.IsNotFound(err) {
+			return false, nil
+		}
+		return false, fmt.Errorf("look at container %s: %w", u.id, err)
+	}
+	ended := resp.Process != nil && resp.Process.ExitedAt != nil && !resp.Process.ExitedAt.AsTime().Before(time.Unix(1, 0))
+	return resp.Process != nil && int(resp.Process.Pid) == pid && !ended, nil
 }

@@ -56,6 +56,8 @@ type Node struct {
 	// Program is what a further process of a container does; nil means that there is no program to run. Set before the
 	// first use.
 	Program Program
+	// Files is the directory of the host that is a container's root; nil means that it has none. Set before the first use.
+	Files func(container string) string
 	// Health is the check that every image asks for; nil means none. Set before the first use.
 	Health *containertypes.HealthConfig
 	// Grace waits for a container's grace period; nil means a timer. It returns early when ctx ends. Set before use.

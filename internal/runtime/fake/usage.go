@@ -2,6 +2,7 @@ package fake
 
 import (
 	"context"
+	"os"
 	"syscall"
 
 	"github.com/skep-swarm/skep/internal/runtime"
@@ -67,6 +68,25 @@ func (c *controller) Processes(ctx context.Context) ([]int, error) {
 	c.r.node.mu.Lock()
 	defer c.r.node.mu.Unlock()
 	return []int{found.PID}, nil
+}
+
+// Root implements runtime.Controller.
+func (c *controller) Root(ctx context.Context) (*os.File, func(), error) {
+	if err := ctx.Err(); err != nil {
+		return nil, nil, context.Cause(ctx)
+	}
+	if c.find() == nil {
+		return nil, nil, notFound(c.id)
+	}
+	path := os.DevNull
+	if c.r.node.Files != nil {
+		path = c.r.node.Files(c.id)
+	}
+	dir, err := os.Open(path)
+	if err != nil {
+		return nil, nil, err
+	}
+	return dir, func() { _ = dir.Close() }, nil
 }
 
 // runs returns the container when it runs.

@@ -1,0 +1,104 @@
+package dockerapi
+
+import (
+	"archive/tar"
+	"bytes"
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/moby/moby/api/types/container"
+)
+
+// put sends an archive of one file.
+func put(t *testing.T, s *Server, path, name, content string) (int, string) {
+	t.Helper()
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	err := w.WriteHeader(&tar.Header{Name: name, Mode: 0o644, Size: int64(len(content)), Typeflag: tar.TypeReg, Uid: os.Getuid(), Gid: os.Getgid()})
+	if err == nil {
+		_, err = io.WriteString(w, content)
+	}
+	if err != nil || w.Close() != nil {
+		t.Fatal(err)
+	}
+	host := serveUnix(t, s)
+	req, err := http.NewRequest(http.MethodPut, "http://d/v1.50/containers/web.1/archive?noOverwriteDirNonDir=true&path="+path, &b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := unixClient(host).Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return resp.StatusCode, string(body)
+}
+
+func TestArchive(t *testing.T) {
+	s, f, _ := oneTask(t)
+	dir := t.TempDir()
+	f.node.Files = func(string) string { return dir }
+	if err := os.Mkdir(filepath.Join(dir, "data"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink("/data", filepath.Join(dir, "link")); err != nil {
+		t.Fatal(err)
+	}
+	if code, body := put(t, s, "/link", "f", "honey"); code != 200 {
+		t.Fatalf("put: %d %s", code, body)
+	}
+	w := call(s, "HEAD", "/containers/web.1/archive?path=/link", "")
+	raw, err := base64.StdEncoding.DecodeString(w.Header().Get(statHeader))
+	var st container.PathStat
+	if err == nil {
+		err = json.Unmarshal(raw, &st)
+	}
+	if err != nil || w.Code != 200 || st.Name != "link" || st.LinkTarget != "/data" || st.Mode&os.ModeSymlink == 0 {
+		t.Errorf("stat: %d %s, %v", w.Code, raw, err)
+	}
+	w = call(s, "GET", "/containers/web.1/archive?path=/data/f", "")
+	in := tar.NewReader(w.Body)
+	h, err := in.Next()
+	if err != nil || h.Name != "f" || w.Header().Get("Content-Type") != "application/x-tar" || w.Header().Get(statHeader) == "" {
+		t.Fatalf("get: %+v, %v, %v", h, w.Header(), err)
+	}
+	if b, err := io.ReadAll(in); string(b) != "honey" || err != nil {
+		t.Errorf("content %q, %v", b, err)
+	}
+	for path, want := range map[string]string{
+		"/containers/web.1/archive?path=/nope":     "404 Could not find the file /nope in container web.1",
+		"/containers/web.1/archive":                "400 bad parameter: 'path' cannot be empty",
+		"/containers/web.1/archive?path=/a%00b":    "400 bad parameter: 'path' has a zero byte in it",
+		"/containers/nothing/archive?path=/":       "404 No such container: nothing",
+		"/containers/web.1/archive?path=/data/f/x": "400 open /data/f/: not a directory",
+	} {
+		w := call(s, "GET", path, "")
+		if got := fmt.Sprint(w.Code, " ", message(t, w)); got != want {
+			t.Errorf("%s: %d %s", path, w.Code, w.Body)
+		}
+	}
+	for path, want := range map[string]string{
+		"/nope":   "404 Could not find the file /nope in container web.1",
+		"/data/f": "400 extraction point is not a directory",
+	} {
+		code, body := put(t, s, path, "f", "x")
+		var m struct{ Message string }
+		if json.Unmarshal([]byte(body), &m) != nil || want != fmt.Sprint(code, " ", m.Message) {
+			t.Errorf("%s: %d %s", path, code, body)
+		}
+	}
+	if code, body := put(t, s, "/data", "../../f", "x"); code != 400 || !strings.Contains(body, "outside of the destination") {
+		t.Errorf("%d %s", code, body)
+	}
+}

@@ -1,0 +1,189 @@
+package containerd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	goruntime "runtime"
+	"slices"
+	"strconv"
+	"strings"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/skep-swarm/skep/internal/runtime"
+)
+
+// Root implements runtime.Controller.
+func (c *controller) Root(ctx context.Context) (*os.File, func(), error) {
+	u, err := c.find(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	status, ok := u.describe()
+	if !ok {
+		return nil, nil, c.notFound()
+	}
+	if status.State == runtime.Running {
+		dir, err := u.root(c.r.namespaced(ctx), status.PID)
+		if err == nil {
+			return dir, func() { _ = dir.Close() }, nil
+		}
+		if !errors.Is(err, os.ErrNotExist) {
+			return nil, nil, fmt.Errorf("open the file system of container %s: %w", c.id[:12], err)
+		}
+		// It has ended meanwhile.
+	}
+	return c.mountRoot(ctx)
+}
+
+// root opens the root of the container's first process. The process is held first and asked for afterwards, so that the root is
+// never that of another process which took over the number.
+func (u *unit) root(ctx context.Context, pid int) (*os.File, error) {
+	fd, err := unix.PidfdOpen(pid, 0)
+	if errors.Is(err, unix.ESRCH) {
+		return nil, os.ErrNotExist
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(fd)
+	if held, err := u.holds(ctx, pid); err != nil || !held {
+		return nil, errors.Join(err, os.ErrNotExist)
+	}
+	dir, err := unix.Open(filepath.Join("/proc", strconv.Itoa(pid), "root"), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, os.ErrNotExist
+	}
+	if err := unix.PidfdSendSignal(fd, 0, nil, 0); err != nil {
+		_ = unix.Close(dir)
+		return nil, os.ErrNotExist
+	}
+	return os.NewFile(uintptr(dir), "/"), nil
+}
+
+// mountRoot mounts the file system of a container that does not run, with its volumes and binds. The mounts are in a namespace
+// of their own that one thread holds: nobody else sees them, and they go with the thread, also when this program is killed.
+func (c *controller) mountRoot(ctx context.Context) (*os.File, func(), error) {
+	ctx = c.r.namespaced(ctx)
+	layers, err := c.r.client.SnapshotService(snapshotter).Mounts(ctx, c.id)
+	if err != nil {
+		return nil, nil, fmt.Errorf("find the file system of container %s: %w", c.id[:12], err)
+	}
+	container, err := c.r.client.LoadContainer(ctx, c.id)
+	if err != nil {
+		return nil, nil, fmt.Errorf("find container %s: %w", c.id[:12], err)
+	}
+	spec, err := container.Spec(ctx)
+	if err != nil {
+		return nil, nil, fmt.Errorf("read the spec of container %s: %w", c.id[:12], err)
+	}
+	if len(layers) != 1 {
+		return nil, nil, fmt.Errorf("the file system of container %s is made of %d mounts, one is understood", c.id[:12], len(layers))
+	}
+	at := filepath.Join(c.r.cfg.State, "root")
+	if err := os.MkdirAll(at, 0o700); err != nil {
+		return nil, nil, fmt.Errorf("make a mount point: %w", err)
+	}
+	type opened struct {
+		dir *os.File
+		err error
+	}
+	result, release := make(chan opened), make(chan struct{})
+	go func() {
+		// Never unlocked: the thread has a namespace of its own and ends with this goroutine.
+		goruntime.LockOSThread()
+		dir, err := mountAlone(at, layers[0].Type, layers[0].Source, layers[0].Options, spec)
+		result <- opened{dir, err}
+		if err == nil {
+			<-release
+			_ = dir.Close()
+		}
+	}()
+	out := <-result
+	if out.err != nil {
+		return nil, nil, fmt.Errorf("mount the file system of container %s: %w", c.id[:12], out.err)
+	}
+	return out.dir, func() { close(release) }, nil
+}
+
+// mountAlone gives the calling thread a mount namespace and mounts a container's file systems there.
+func mountAlone(at, fstype, source string, options []string, spec *specs.Spec) (*os.File, error) {
+	if err := unix.Unshare(unix.CLONE_NEWNS | unix.CLONE_FS); err != nil {
+		return nil, fmt.Errorf("make a mount namespace: %w", err)
+	}
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		return nil, fmt.Errorf("keep mounts to ourselves: %w", err)
+	}
+	var data []string
+	flags := uintptr(unix.MS_NODEV)
+	for _, o := range options {
+		switch o {
+		case "bind":
+			flags |= unix.MS_BIND
+		case "rbind":
+			flags |= unix.MS_BIND | unix.MS_REC
+		case "ro":
+			flags |= unix.MS_RDONLY
+		case "rw":
+		default:
+			data = append(data, o)
+		}
+	}
+	if err := unix.Mount(source, at, fstype, flags, strings.Join(data, ",")); err != nil {
+		return nil, err
+	}
+	fd, err := unix.Open(at, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	dir := os.NewFile(uintptr(fd), "/")
+	for _, m := range spec.Mounts {
+		if m.Type != "bind" {
+			continue
+		}
+		if err := bindInto(dir, m); err != nil {
+			_ = dir.Close()
+			return nil, fmt.Errorf("mount %s: %w", m.Destination, err)
+		}
+	}
+	if spec.Root != nil && spec.Root.Readonly {
+		if err := unix.Mount("", at, "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY|unix.MS_NODEV, ""); err != nil {
+			_ = dir.Close()
+			return nil, err
+		}
+	}
+	return dir, nil
+}
+
+// bindInto mounts a file or directory of the host where the container has it. A source or place that is gone, such as
+// a secret, is left out.
+func bindInto(root *os.File, m specs.Mount) error {
+	fd, err := unix.Openat2(int(root.Fd()), strings.TrimLeft(m.Destination, "/"), &unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC,
+		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS})
+	if err != nil {
+		return nil //nolint:nilerr // the container made something else of it
+	}
+	defer unix.Close(fd)
+	target := "/proc/self/fd/" + strconv.Itoa(fd)
+	if err := unix.Mount(m.Source, target, "", unix.MS_BIND, ""); err != nil {
+		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) {
+			return nil
+		}
+		return err
+	}
+	if !slices.Contains(m.Options, "ro") {
+		return nil
+	}
+	// The descriptor names what is below the new mount; only a second lookup finds the mount.
+	top, err := unix.Openat2(int(root.Fd()), strings.TrimLeft(m.Destination, "/"), &unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC,
+		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS})
+	if err != nil {
+		return err
+	}
+	defer unix.Close(top)
+	return unix.Mount("", "/proc/self/fd/"+strconv.Itoa(top), "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY, "")
+}
