@@ -104,6 +104,9 @@ type Config struct {
 	// Images gets tasks' images [they have to be here].
 	Images Images
 
+	// OnHealth hears when a container's health check begins to say something else; nil is fine. It returns at once.
+	OnHealth func(container string, now container.HealthStatus)
+
 	// Version is the daemon's.
 	Version string
 	// ResolvConf is the host's resolver configuration [/etc/resolv.conf].

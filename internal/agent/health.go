@@ -113,11 +113,15 @@ func (h *health) report() *container.Health {
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	out := &container.Health{Status: container.HealthStatus(h.status.String()), FailingStreak: h.streak, Log: append([]*container.HealthcheckResult{}, h.log...)}
-	if h.status == model.HealthFailing {
-		out.Status = container.Healthy // Docker's clients know no word for it; the streak says it
+	return &container.Health{Status: apiHealth(h.status), FailingStreak: h.streak, Log: append([]*container.HealthcheckResult{}, h.log...)}
+}
+
+// apiHealth is Docker's word. It has none for a container that begins to fail: the streak says it.
+func apiHealth(h model.Health) container.HealthStatus {
+	if h == model.HealthFailing {
+		return container.Healthy
 	}
-	return out
+	return container.HealthStatus(h.String())
 }
 
 // watched is what came of watching a container.

@@ -208,9 +208,13 @@ func (t *task) setHealth(h model.Health) {
 		t.mu.Unlock()
 		return
 	}
+	before := t.st.Health
 	t.st.Health = h
 	st := t.st
 	t.mu.Unlock()
+	if was, is := apiHealth(before), apiHealth(h); t.a.cfg.OnHealth != nil && was != is && h != model.HealthStarting {
+		t.a.cfg.OnHealth(t.container, is)
+	}
 	t.a.saveStatus(t.id, st)
 	t.a.rep.mark(t.id)
 }

@@ -70,7 +70,7 @@ func (a *active) openAgent() error {
 	a.agent, err = agent.New(agent.Config{
 		Dir: a.h.cfg.data("agent"), Containers: a.h.cfg.data("containers"), Node: node,
 		Managers: wire.NewManagers(a.clientTLS(), a.localAddr()),
-		Runtime:  a.h.runtime, Network: a.h.network, Keeper: a.h.keeper, Files: a.h.vault, Images: a.h.images, API: a.h.api.serve,
+		Runtime:  a.h.runtime, Network: a.h.network, Keeper: a.h.keeper, Files: a.h.vault, Images: a.h.images, API: a.h.api.serve, OnHealth: a.h.feed.healthIs,
 		Describe: func(ctx context.Context) (agent.Description, error) { return a.h.describe(ctx, a.tlsInfo()) },
 		Log:      a.h.log.With("part", "agent"), Version: a.h.cfg.Version,
 	})

@@ -29,10 +29,9 @@ func (b *backend) ListContainers(ctx context.Context) ([]dockerapi.Container, er
 	for i := range all {
 		byDigest[all[i].Digest] = &all[i]
 	}
-	var snap *state.Snapshot
+	snap := b.snapshot()
 	health := map[string]*container.Health{}
 	if a := b.active(); a != nil {
-		snap = a.replica.Snapshot()
 		for _, t := range a.agent.Tasks() {
 			health[t.ContainerID] = t.Health
 		}
@@ -46,6 +45,14 @@ func (b *backend) ListContainers(ctx context.Context) ([]dockerapi.Container, er
 		out = append(out, c)
 	}
 	return out, nil
+}
+
+// snapshot is what is known of the swarm now; nil without one.
+func (b *backend) snapshot() *state.Snapshot {
+	if a := b.active(); a != nil {
+		return a.replica.Snapshot()
+	}
+	return nil
 }
 
 func (b *backend) container(c *runtime.Container, byDigest map[string]*images.Image, snap *state.Snapshot) dockerapi.Container {

@@ -36,6 +36,7 @@ type host struct {
 	images  *images.Store
 	volumes *volumes.Store
 	vault   *vault.Store
+	feed    *feed
 	api     nodeAPI
 }
 
@@ -44,7 +45,7 @@ func newHost(ctx context.Context, cfg *Config, log *slog.Logger) (*host, error) 
 	if err != nil {
 		return nil, err
 	}
-	h := &host{cfg: cfg, log: log, volumes: volumes.New(cfg.data("volumes")), vault: vault.New(cfg.exec("secrets"))}
+	h := &host{cfg: cfg, log: log, volumes: volumes.New(cfg.data("volumes")), vault: vault.New(cfg.exec("secrets")), feed: newFeed()}
 	if h.machine, err = lookAtMachine(ctx, cfg); err != nil {
 		return nil, err
 	}
@@ -53,7 +54,7 @@ func newHost(ctx context.Context, cfg *Config, log *slog.Logger) (*host, error) 
 	})
 	h.runtime, err = containerd.New(containerd.Config{
 		Root: cfg.data("containerd"), State: cfg.exec("containerd"), Instance: cfg.Instance(), Shim: helpers.Shim,
-		Address: cfg.Containerd, Volumes: h.volumes, Log: log.With("part", "runtime"),
+		Address: cfg.Containerd, Volumes: h.volumes, Notify: h.feed.happened, Log: log.With("part", "runtime"),
 	})
 	if err != nil {
 		return nil, fmt.Errorf("--exec-root %s: %w", cfg.ExecRoot, err)

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/events"
 	"github.com/moby/moby/api/types/swarm"
 	"github.com/moby/moby/api/types/volume"
 	"github.com/skep-swarm/skep/internal/model"
@@ -193,6 +194,9 @@ type Containers interface {
 	ListContainers(ctx context.Context) ([]Container, error)
 	// Exec starts a further process in a container; the process outlives ctx. Errors are those of runtime.Controller.
 	Exec(ctx context.Context, id string, spec runtime.ExecSpec) (runtime.Process, error)
+	// WatchContainers calls fn for what happens to containers from now on, in order, until ctx ends; it then returns nil. fn
+	// returns quickly.
+	WatchContainers(ctx context.Context, fn func(ContainerEvent)) error
 	// Control is a container of this node by its full ID; whether it exists its methods tell.
 	Control(id string) (Control, error)
 	// PS runs this node's ps with arguments that have been checked, and returns what it writes.
@@ -207,6 +211,16 @@ type Control interface {
 	Usage(ctx context.Context) (runtime.Usage, error)
 	Processes(ctx context.Context) ([]int, error)
 	Root(ctx context.Context) (dir *os.File, release func(), err error)
+}
+
+// ContainerEvent is one thing that happened to a container of this node.
+type ContainerEvent struct {
+	// Container is what it is, or was last.
+	Container Container
+	Action    events.Action
+	// Attrs come on top of those that every event of a container has.
+	Attrs map[string]string
+	At    time.Time
 }
 
 // Container is one container of this node.

@@ -195,7 +195,7 @@ func eventMatches(f filters, m events.Message) bool {
 		if typ == events.ImageEventType && m.Type == events.ContainerEventType {
 			name = m.Actor.Attributes["image"]
 		}
-		if !f.exact(key, name) && !f.prefix(key, m.Actor.ID) {
+		if !f.prefix(key, name) && !f.prefix(key, m.Actor.ID) {
 			return false
 		}
 	}

@@ -32,6 +32,7 @@ type fake struct {
 	snap     *state.Snapshot
 	index    uint64
 	watchers map[int]func(Applied)
+	news     chan ContainerEvent
 	nextID   int
 	lines    map[model.TaskID][]LogLine
 	images   []Image
@@ -46,7 +47,7 @@ type fake struct {
 }
 
 func newFake(now func() time.Time) *fake {
-	return &fake{now: now, snap: state.New(), local: Local{State: swarm.LocalNodeStateInactive}, watchers: map[int]func(Applied){},
+	return &fake{now: now, snap: state.New(), local: Local{State: swarm.LocalNodeStateInactive}, watchers: map[int]func(Applied){}, news: make(chan ContainerEvent, 16),
 		lines: map[model.TaskID][]LogLine{}, taken: map[uint32]string{}, node: newFakeNode(), others: map[model.NodeID]string{}}
 }
 
@@ -120,6 +121,18 @@ func (f *fake) Watch(ctx context.Context, fn func(Applied)) error {
 	delete(f.watchers, id)
 	f.mu.Unlock()
 	return nil
+}
+
+// WatchContainers tells what tests put into news.
+func (f *fake) WatchContainers(ctx context.Context, fn func(ContainerEvent)) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case e := <-f.news:
+			fn(e)
+		}
+	}
 }
 
 func (f *fake) watching() bool {

@@ -1,13 +1,15 @@
 package dockerapi
 
 import (
+	"cmp"
+	"maps"
+	"slices"
 	"strconv"
 	"time"
 
 	"github.com/moby/moby/api/types/events"
 	"github.com/moby/moby/api/types/swarm"
 	"github.com/skep-swarm/skep/internal/model"
-	"github.com/skep-swarm/skep/internal/state"
 )
 
 // observer turns one applied batch into events.
@@ -15,7 +17,6 @@ type observer struct {
 	Applied
 	namer model.Namer
 	at    time.Time
-	local model.NodeID
 	emit  func(typ events.Type, action events.Action, scope, id string, attrs map[string]string, at time.Time)
 }
 
@@ -24,7 +25,7 @@ func (s *Server) observe(a Applied) {
 	if a.Outcome == nil || a.Outcome.Repeated || a.After.Cluster() == nil {
 		return
 	}
-	o := &observer{Applied: a, namer: a.After.Cluster().Namer(), at: wallTime(a.Outcome.Time), local: s.backend.Local().Node, emit: s.emit}
+	o := &observer{Applied: a, namer: a.After.Cluster().Namer(), at: wallTime(a.Outcome.Time), emit: s.emit}
 	seen := map[model.Key]bool{}
 	for _, k := range a.Outcome.Touched {
 		if seen[k] {
@@ -40,8 +41,6 @@ func (s *Server) observe(a Applied) {
 			o.network(k)
 		case model.KindSecret, model.KindConfig:
 			o.payload(k)
-		case model.KindTask:
-			o.task(k)
 		}
 	}
 }
@@ -180,49 +179,44 @@ func (o *observer) payload(k model.Key) {
 	o.emit(typ, lifecycle(old != nil, now != nil), scopeSwarm, o.namer.ID(k), map[string]string{"name": shown.Name()}, o.at)
 }
 
-// task emits the container's events of a task on this node, as far as its states tell them.
-func (o *observer) task(k model.Key) {
-	old, now := o.Before.Task(k.Task()), o.After.Task(k.Task())
-	shown, snap := now, o.After
-	if shown == nil {
-		shown, snap = old, o.Before
+// observeContainer emits what happened to a container, and what it did to its networks and volumes.
+func (s *Server) observeContainer(e ContainerEvent) {
+	c := &e.Container
+	emit := func(typ events.Type, action events.Action, id string, attrs map[string]string) {
+		s.emit(typ, action, scopeLocal, id, attrs, e.At)
 	}
-	if shown == nil || shown.Node == 0 || shown.Node != o.local {
-		return
-	}
-	attrs, id := o.containerAttrs(snap, shown), containerID(o.namer.TaskID(shown.ID))
-	emit := func(action events.Action) { o.emit(events.ContainerEventType, action, scopeLocal, id, attrs, o.at) }
-	had, has := old != nil && hasContainer(old), now != nil && hasContainer(now)
-	ran, runs := old != nil && wasStarted(old), now != nil && wasStarted(now)
-	if !had && has {
-		emit(events.ActionCreate)
-	}
-	if !ran && runs {
-		emit(events.ActionStart)
-	}
-	if now != nil && runs && now.State.Terminal() && !(old != nil && old.State.Terminal()) {
-		attrs = mergedLabels(attrs, map[string]string{"exitCode": strconv.Itoa(int(now.ExitCode))})
-		emit(events.ActionDie)
-	}
-	if had && now == nil {
-		emit(events.ActionDestroy)
-	}
-}
-
-func wasStarted(t *model.Task) bool {
-	return t.RunningSince != 0 || t.State == model.StateRunning || t.PID != 0
-}
-
-func (o *observer) containerAttrs(snap *state.Snapshot, t *model.Task) map[string]string {
-	service, image := "", ""
-	var labels map[string]string
-	if tmpl := snap.Template(t.Template); tmpl != nil {
-		service = tmpl.ServiceName
-		if c := tmpl.Task.Typed.ContainerSpec; c != nil {
-			image, labels = c.Image, c.Labels
+	around := func(network, volume events.Action) {
+		for _, n := range slices.Sorted(maps.Keys(endpoints(c))) {
+			ep := endpoints(c)[n]
+			emit(events.NetworkEventType, network, cmp.Or(ep.NetworkID, n), map[string]string{"container": c.ID, "name": n, "type": networkType(n)})
+		}
+		for _, m := range c.Mounts {
+			if m.Name == "" {
+				continue
+			}
+			attrs := map[string]string{"container": c.ID, "driver": m.Driver}
+			if volume == events.ActionMount {
+				attrs["destination"], attrs["read/write"], attrs["propagation"] = m.Destination, strconv.FormatBool(m.RW), string(m.Propagation)
+			}
+			emit(events.VolumeEventType, volume, m.Name, attrs)
 		}
 	}
-	attrs := mergedLabels(labels, taskLabels(o.namer, service, t))
-	attrs["image"], attrs["name"] = image, taskName(o.namer, service, t)
-	return attrs
+	if e.Action == events.ActionStart {
+		around(events.ActionConnect, events.ActionMount)
+	}
+	emit(events.ContainerEventType, e.Action, c.ID, mergedLabels(containerEventAttrs(c), e.Attrs))
+	if e.Action == events.ActionDie {
+		around(events.ActionDisconnect, events.ActionUnmount)
+	}
+}
+
+// networkType is the driver of a network that a task can be in.
+func networkType(name string) string {
+	switch name {
+	case "none":
+		return "null"
+	case "host", "bridge":
+		return name
+	}
+	return model.DriverOverlay
 }

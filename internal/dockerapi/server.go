@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"runtime/debug"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/moby/moby/api/types/swarm"
@@ -94,16 +95,21 @@ func New(c Config) *Server {
 	return s
 }
 
-// Run turns applied batches into events until ctx ends.
+// Run turns applied batches, and what happens to containers, into events until ctx ends.
 func (s *Server) Run(ctx context.Context) error {
 	defer s.events.close()
 	defer s.execs.stop()
-	err := s.backend.Watch(ctx, s.observe)
-	if ctx.Err() != nil {
-		return nil
-	}
-	if err != nil {
-		return fmt.Errorf("watch the state for events: %w", err)
+	ctx, cancel := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
+	failed := make(chan error, 2)
+	wg.Go(func() { failed <- s.backend.Watch(ctx, s.observe) })
+	wg.Go(func() { failed <- s.backend.WatchContainers(ctx, s.observeContainer) })
+	for range cap(failed) {
+		if err := <-failed; err != nil && ctx.Err() == nil {
+			return fmt.Errorf("watch for events: %w", err)
+		}
 	}
 	<-ctx.Done()
 	return nil

@@ -26,7 +26,7 @@ const (
 	removalCheck = 200 * time.Millisecond
 )
 
-// emitContainer emits an event of a container that a client brought about.
+// emitContainer emits an event of a container that the node does not tell of by itself.
 func (s *Server) emitContainer(c *Container, action events.Action, more map[string]string) {
 	s.emit(events.ContainerEventType, action, scopeLocal, c.ID, mergedLabels(containerEventAttrs(c), more), s.now())
 }
@@ -86,11 +86,7 @@ func (s *Server) killContainer(r *request, c *Container) error {
 }
 
 func (s *Server) signalContainer(ctx context.Context, c *Container, ctl Control, sig syscall.Signal) error {
-	if err := ctl.Signal(ctx, sig); err != nil {
-		return err
-	}
-	s.emitContainer(c, events.ActionKill, map[string]string{"signal": strconv.Itoa(int(sig))})
-	return nil
+	return ctl.Signal(ctx, sig)
 }
 
 // waitEnd waits for a container's end, at most for limit; false when it still runs then.

@@ -8,10 +8,12 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/events"
 	"github.com/skep-swarm/skep/internal/model"
 )
@@ -41,6 +43,15 @@ func TestEventsStream(t *testing.T) {
 	resp := get(t, unixClient(host), "/v1.50/events?"+filtersOf(map[string][]string{"type": {"service", "container"}}))
 	waitFor(t, func() bool { return s.events.listeners() == 1 })
 	create(t, s, `{"Name":"web","TaskTemplate":{"ContainerSpec":{"Image":"web:v1"}}}`)
+	list, err := f.ListContainers(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := list[0]
+	c.Networks = []ContainerNetwork{{Name: "back", ID: "n1"}}
+	c.Mounts = []container.MountPoint{{Type: "volume", Name: "data", Driver: "local", Destination: "/data", RW: true}, {Type: "bind", Source: "/x"}}
+	f.news <- ContainerEvent{Container: c, Action: events.ActionStart, At: f.now()}
+	f.news <- ContainerEvent{Container: c, Action: events.ActionDie, Attrs: map[string]string{"exitCode": "3"}, At: f.now()}
 	dec := json.NewDecoder(resp.Body)
 	var got []string
 	for range 3 {
@@ -59,11 +70,21 @@ func TestEventsStream(t *testing.T) {
 			t.Errorf("event's time is %d, %d", m.Time, m.TimeNano)
 		}
 	}
-	if want := "service create swarm, container create local, container start local"; strings.Join(got, ", ") != want {
+	if want := "service create swarm, container start local, container die local"; strings.Join(got, ", ") != want {
 		t.Errorf("got %s, want %s", strings.Join(got, ", "), want)
 	}
 	_ = resp.Body.Close()
 	waitFor(t, func() bool { return s.events.listeners() == 0 })
+	past, _ := s.events.subscribe()
+	var around []string
+	for _, m := range past {
+		if m.Actor.Attributes["container"] == c.ID {
+			around = append(around, string(m.Type)+" "+string(m.Action)+" "+m.Actor.ID+" "+m.Actor.Attributes["destination"])
+		}
+	}
+	if want := []string{"network connect n1 ", "network connect ingress ", "volume mount data /data", "network disconnect n1 ", "network disconnect ingress ", "volume unmount data "}; !slices.Equal(around, want) {
+		t.Errorf("around the container: %q, want %q", around, want)
+	}
 	for range eventHistory + 10 {
 		s.emit("node", "update", scopeSwarm, "x", nil, time.Now())
 	}

@@ -99,6 +99,7 @@ func (r *Runtime) harvest(records map[string]*record) error {
 		if err := r.saveRecord(rec); err != nil {
 			return err
 		}
+		rec.news = true
 	}
 	return nil
 }
@@ -177,10 +178,12 @@ func (r *Runtime) adopt(ctx context.Context, rec *record) error {
 			rec.StartedAt = time.Now().UTC()
 		}
 		u.settle(rec, runtime.Running)
-		u.started(int(resp.Process.Pid), nil)
+		u.started(int(resp.Process.Pid), nil, false)
 	case alive:
 		u.settle(rec, runtime.Exited)
-		return r.deleteTask(ctx, rec.ID)
+		if err := r.deleteTask(ctx, rec.ID); err != nil {
+			return err
+		}
 	case rec.Exit == nil && rec.StartedAt.IsZero():
 		u.settle(rec, runtime.Created)
 	default:
@@ -190,8 +193,12 @@ func (r *Runtime) adopt(ctx context.Context, rec *record) error {
 			if err := r.saveRecord(rec); err != nil {
 				return err
 			}
+			rec.news = true
 		}
 		u.settle(rec, runtime.Exited)
+	}
+	if rec.news {
+		u.tellExit()
 	}
 	return nil
 }

@@ -59,6 +59,8 @@ type Config struct {
 	Address string
 	// Volumes makes volumes; required when tasks mount any.
 	Volumes Volumes
+	// Notify hears what happens to containers; nil is fine. It returns at once, and is called from many goroutines.
+	Notify func(runtime.Event)
 	// Log receives what containerd has to say; required.
 	Log *slog.Logger
 }

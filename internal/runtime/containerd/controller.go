@@ -102,7 +102,7 @@ func (c *controller) Start(ctx context.Context) (int, error) {
 	if err := c.r.saveRecord(&rec); err != nil {
 		c.r.cfg.Log.Warn("the start of a container is kept in memory only", "container", c.id, "error", err)
 	}
-	u.started(pid, shim)
+	u.started(pid, shim, true)
 	return pid, nil
 }
 
@@ -163,12 +163,15 @@ func (c *controller) Stop(ctx context.Context) error {
 	defer timer.Stop()
 	select {
 	case <-done:
-		return nil
 	case <-timer.C:
-		return c.killUnit(ctx, u)
+		if err := c.killUnit(ctx, u); err != nil {
+			return err
+		}
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
+	u.tell(runtime.ActionStop, 0)
+	return nil
 }
 
 // Kill implements runtime.Controller.
@@ -229,6 +232,7 @@ func (c *controller) Remove(ctx context.Context) error {
 	if err := c.r.dropRecord(c.id); err != nil {
 		return err
 	}
+	u.tell(runtime.ActionDestroy, 0)
 	u.forget()
 	return nil
 }

@@ -83,6 +83,7 @@ func (c *controller) create(ctx context.Context, u *unit) (err error) {
 		return errors.Join(fmt.Errorf("record the container: %w", err), c.r.discard(ctx, c.id))
 	}
 	u.settle(rec, runtime.Created)
+	u.tell(runtime.ActionCreate, 0)
 	return nil
 }
 

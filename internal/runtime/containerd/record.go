@@ -37,6 +37,8 @@ type record struct {
 	StartedAt   time.Time                     `json:"started,omitzero"`
 	PID         int                           `json:"pid,omitempty"`
 	Exit        *runtime.Exit                 `json:"exit,omitempty"`
+
+	news bool // it ended while no daemon was there to tell of it
 }
 
 // maxRecord bounds a record file, in bytes: labels and names, no more.

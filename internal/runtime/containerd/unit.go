@@ -53,12 +53,15 @@ func (u *unit) settle(rec *record, state runtime.State) {
 	}
 }
 
-// started notes that the container runs, and watches it until it ends or Run does.
-func (u *unit) started(pid int, shim *shimProcess) {
+// started notes that the container runs, and watches it until it ends or Run does; now says that it has just begun to.
+func (u *unit) started(pid int, shim *shimProcess, now bool) {
 	u.mu.Lock()
 	u.state, u.shim = runtime.Running, shim
 	u.rec.PID = pid
 	u.mu.Unlock()
+	if now {
+		u.tell(runtime.ActionStart, 0)
+	}
 	u.r.watchers.Add(1)
 	go u.watch()
 }
@@ -110,6 +113,7 @@ func (u *unit) watch() {
 	if err := u.r.saveRecord(&rec); err != nil {
 		u.r.cfg.Log.Warn("the exit of a container is kept in memory only", "container", u.id, "error", err)
 	}
+	u.tellExit()
 	close(u.done)
 	defer close(u.gone)
 	// Deleting must not be cut short by the daemon's end: a task half deleted is found in no list.
@@ -206,6 +210,7 @@ func (u *unit) signal(ctx context.Context, sig unix.Signal) error {
 			return err
 		}
 		if err := unix.PidfdSendSignal(fd, sig, nil, 0); err == nil || errors.Is(err, unix.ESRCH) {
+			u.tell(runtime.ActionKill, sig)
 			return nil
 		}
 	}
@@ -216,6 +221,7 @@ func (u *unit) signal(ctx context.Context, sig unix.Signal) error {
 		}
 		return fmt.Errorf("signal container %s: %w", u.id, err)
 	}
+	u.tell(runtime.ActionKill, sig)
 	return nil
 }
 
