@@ -192,12 +192,12 @@ func (s *server) plan(ctx context.Context, d *Deploy) (*stackPlan, error) {
 }
 
 // partOf refuses what a stack is made of when it is there already and is another's. Without a label it is nobody's.
-func (p *planner) partOf(kind, name string, labels map[string]string) error {
+func (p *planner) partOf(labels map[string]string) error {
 	other := labels[stackLabel]
 	if other == "" || other == p.d.Stack.Name {
 		return nil
 	}
-	return &actionError{kind, name, model.Conflictf("it exists already and is stack %s's: give this one another name, or use that one with 'external: true'", other)}
+	return model.Conflictf("it exists already and is stack %s's: give this one another name, or use that one with 'external: true'", other)
 }
 
 func revisionNumber(text string) (uint64, error) {

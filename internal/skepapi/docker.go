@@ -76,14 +76,14 @@ func (s *server) docker(ctx context.Context, method, path string, header http.He
 	return nil
 }
 
-// plain is an error without what tells Docker's clients its gRPC code.
+// plain is an error in one line and without what tells Docker's clients its gRPC code.
 func plain(text string) string {
 	if strings.HasPrefix(text, "rpc error: code = ") {
 		if _, desc, ok := strings.Cut(text, " desc = "); ok {
-			return desc
+			text = desc
 		}
 	}
-	return text
+	return strings.ReplaceAll(text, "\n", " ")
 }
 
 // kindOf is the kind of error that a status of Docker's API stands for.

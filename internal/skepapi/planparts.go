@@ -24,8 +24,8 @@ func (p *planner) networks() error {
 		case n.Create == nil:
 			return model.Invalidf("network %s is neither external nor described", n.Name)
 		case have != nil:
-			if err := p.partOf("network", n.Name, have.Labels); err != nil {
-				return err
+			if err := p.partOf(have.Labels); err != nil {
+				return &actionError{"network", n.Name, err}
 			}
 			a := &action{verb: "unchanged", kind: "network", name: n.Name}
 			if what := networkDiffers(have, n.Create); what != "" {
@@ -128,11 +128,12 @@ func (p *planner) payload(x part) error {
 			return s.docker(ctx, http.MethodPost, "/"+x.kind.String()+"s/create", nil, x.spec, nil)
 		}})
 		return nil
-	case x.value != nil && !bytes.Equal(x.value, have.Value):
-		return model.Invalidf("it exists with another value, and values do not change: give the new one another name, for example by 'name: %s_2' in the file", x.name)
 	}
-	if labels := have.Spec.Typed.Labels; labels[stackLabel] != "" && labels[stackLabel] != p.d.Stack.Name {
-		return p.partOf(x.kind.String(), x.name, labels)
+	if err := p.partOf(have.Spec.Typed.Labels); err != nil {
+		return err
+	}
+	if x.value != nil && !bytes.Equal(x.value, have.Value) {
+		return model.Invalidf("it exists with another value, and values do not change: give the new one another name, for example by 'name: %s_2' in the file", x.name)
 	}
 	if maps.Equal(x.labels, have.Spec.Typed.Labels) {
 		p.actions = append(p.actions, &action{verb: "unchanged", kind: x.kind.String(), name: x.name})
