@@ -42,9 +42,11 @@ func commands() map[string]command {
 		"udp":      udp,
 		"host":     hostCommand,
 		"registry": registryCommand,
-		"inside":   insideCommand,
-		"hunt":     huntCommand,
-		"sweep":    sweepCommand,
+
+		"debianregistry": debianRegistryCommand,
+		"inside":         insideCommand,
+		"hunt":           huntCommand,
+		"sweep":          sweepCommand,
 	}
 }
 

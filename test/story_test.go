@@ -118,6 +118,7 @@ type story struct {
 	watch     *watch
 	conns     map[string]net.Conn
 	registry  *testRegistry
+	debian    *debianRegistry
 }
 
 func newStory(env *testscript.Env, shared *sharedParts) (*story, error) {
@@ -198,6 +199,11 @@ func (s *story) close() error {
 	if s.registry != nil && s.registry.server != nil {
 		if err := s.registry.down(); err != nil {
 			fmt.Fprintln(os.Stderr, "ending a story's registry:", err)
+		}
+	}
+	if s.debian != nil {
+		if err := s.debianKill(); err != nil {
+			fmt.Fprintln(os.Stderr, "ending a story's docker-registry:", err)
 		}
 	}
 	err := s.lab.Close() // kills the daemon and all that it started

@@ -171,8 +171,9 @@ func TestWhyPrepared(t *testing.T) {
 // A slot that the restart policy has given up is told of; one that was restarted or removed is not.
 func TestWhyGivenUp(t *testing.T) {
 	f := newFake(t)
+	f.revision(`{"Name":"web","Mode":{"Replicated":{"Replicas":4}},"TaskTemplate":{"RestartPolicy":{"Condition":"none"}},"EndpointSpec":{"Ports":[{"PublishedPort":80,"TargetPort":80}]}}`)
 	task := func(num uint64, slot uint32, st, desired model.TaskState) model.Change {
-		return model.Change{PutTask: &model.Task{ID: model.TaskID{Service: 1, Num: num}, Slot: slot, Template: 1, State: st, Desired: desired, Err: "no luck"}}
+		return model.Change{PutTask: &model.Task{ID: model.TaskID{Service: 1, Num: num}, Slot: slot, Template: f.snap.LastTemplate(), State: st, Desired: desired, Err: "no luck"}}
 	}
 	f.must(task(1, 1, model.StateFailed, model.StateShutdown), task(2, 1, model.StateRunning, model.StateRunning),
 		task(3, 2, model.StateFailed, model.StateShutdown), task(4, 2, model.StateFailed, model.StateShutdown),

@@ -91,7 +91,8 @@ func explain(snap *state.Snapshot, svc *model.Service) *Why {
 	if svc.Spec().Mode.Replicated == nil {
 		w.Desired = wanted
 	}
-	for _, t := range givenUp(snap, svc) {
+	_, over := orchestrate.Ended(snap, svc.ID)
+	for _, t := range over {
 		if svc.Spec().Mode.Replicated == nil {
 			w.Desired++
 		}
@@ -113,39 +114,6 @@ func explain(snap *state.Snapshot, svc *model.Service) *Why {
 		return cmp.Or(cmp.Compare(b.Count, a.Count), cmp.Compare(a.State, b.State), cmp.Compare(a.Text, b.Text))
 	})
 	return w
-}
-
-// givenUp are the last tasks of slots in which the restart policy starts no other one after a failure. Those of a
-// global service are left out: they may have ended with what brought them to their node.
-func givenUp(snap *state.Snapshot, svc *model.Service) []*model.Task {
-	if svc.Spec().Mode.Global != nil {
-		return nil
-	}
-	type place struct {
-		slot uint32
-		node model.NodeID
-	}
-	newest, live := map[place]*model.Task{}, map[place]bool{}
-	for t := range snap.Tasks(svc.ID) {
-		if t.JobIteration != svc.JobIteration || t.Desired > model.StateShutdown {
-			continue
-		}
-		at := place{slot: t.Slot}
-		if t.Slot == 0 {
-			at.node = t.Node
-		}
-		live[at] = live[at] || t.Desired <= model.StateRunning && !t.State.Terminal()
-		if last := newest[at]; last == nil || last.ID.Num < t.ID.Num {
-			newest[at] = t
-		}
-	}
-	var out []*model.Task
-	for at, t := range newest {
-		if !live[at] && (t.State == model.StateFailed || t.State == model.StateRejected) {
-			out = append(out, t)
-		}
-	}
-	return out
 }
 
 // taskReason is why one task does not run yet.
