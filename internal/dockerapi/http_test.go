@@ -268,6 +268,33 @@ func TestUpToDateFilter(t *testing.T) {
 	}
 }
 
+// TestTasksOfRemovedService: who waits for the end of a stack sees its tasks as long as they run, and not as history.
+func TestTasksOfRemovedService(t *testing.T) {
+	s, f := newSwarm(t)
+	create(t, s, `{"Name":"web","Labels":{"of":"shop"},"Mode":{"Replicated":{"Replicas":3}},"TaskTemplate":{"ContainerSpec":{"Image":"web:v1"}}}`)
+	list := func() []swarm.Task {
+		return fetch[[]swarm.Task](t, s, "/tasks?"+filtersOf(map[string][]string{"label": {"of=shop"}}))
+	}
+	var tasks []model.TaskID
+	for task := range f.snap.AllTasks() {
+		tasks = append(tasks, task.ID)
+	}
+	f.stop(tasks[0])
+	if got := list(); len(got) != 3 {
+		t.Fatalf("%d tasks, want also the one that ended", len(got))
+	}
+	f.change(model.Change{DeleteService: tasks[0].Service}) // nobody looks after its tasks yet
+	for left := 2; left > 0; left-- {
+		if got := list(); len(got) != left {
+			t.Errorf("%d tasks of the removed service, want the %d that run", len(got), left)
+		}
+		f.stop(tasks[left])
+	}
+	if got := list(); len(got) != 0 {
+		t.Errorf("%d tasks of the removed service, want none", len(got))
+	}
+}
+
 // A job's desired tasks are its concurrency however little is left to do, as in Docker.
 func TestJobStatus(t *testing.T) {
 	s := New(Config{Backend: newFake(time.Now), Rand: seeded("api"), Modes: []string{"replicated-job"}})

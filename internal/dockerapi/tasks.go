@@ -121,7 +121,8 @@ func (tf *taskFilter) candidates(snap *state.Snapshot) iter.Seq[*model.Task] {
 
 func (tf *taskFilter) matches(tv *taskViewer, t *model.Task) bool {
 	switch {
-	case len(tf.nodes) > 0 && !slices.Contains(tf.nodes, t.Node),
+	case ended(tv.snap, t),
+		len(tf.nodes) > 0 && !slices.Contains(tf.nodes, t.Node),
 		len(tf.desired) > 0 && !slices.Contains(tf.desired, t.Desired),
 		tf.has("_up-to-date") && !upToDate(tv.snap, t),
 		!tf.exact("runtime", "container"):
@@ -134,6 +135,13 @@ func (tf *taskFilter) matches(tv *taskViewer, t *model.Task) bool {
 		return false
 	}
 	return !tf.has("label") || tf.labels("label", tv.serviceLabels(t))
+}
+
+// ended reports whether a task is about to be deleted with its service, and was not listed a moment later. `docker stack
+// rm --detach=false` counts tasks that it has seen ended, and waits forever when they go between two of its looks; of
+// those that are listed as long as they run it waits for the last.
+func ended(snap *state.Snapshot, t *model.Task) bool {
+	return t.State.Terminal() && snap.Service(t.ID.Service) == nil
 }
 
 // upToDate reports whether a task is made from what its service's spec asks for now: Docker's
