@@ -16,7 +16,8 @@ import (
 )
 
 const (
-	maxProbes      = 8                      // health checks under way on a node: each starts a program
+	maxProbes      = 8                      // health checks that begin at a time on a node: each starts a program
+	slowProbe      = time.Second            // one that takes longer, for it waits for something, holds up no others
 	maxProbeOutput = 4 << 10                // bytes kept of what a check says, as Docker keeps
 	keptProbes     = 5                      // checks remembered, as Docker remembers
 	firstProbe     = 100 * time.Millisecond // after the start; the pauses double from there
@@ -180,7 +181,9 @@ func (c *controller) probe(ctx context.Context, rt runtime.Controller, check *co
 	if c.a.probes.Acquire(ctx, 1) != nil {
 		return nil
 	}
-	defer c.a.probes.Release(1)
+	release := sync.OnceFunc(func() { c.a.probes.Release(1) })
+	defer release()
+	defer time.AfterFunc(slowProbe, release).Stop()
 	args := check.Test[1:]
 	if check.Test[0] == "CMD-SHELL" {
 		args = []string{"/bin/sh", "-c", strings.Join(args, " ")}

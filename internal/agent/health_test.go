@@ -133,3 +133,28 @@ func TestHealthCheckHangs(t *testing.T) {
 		t.Errorf("%+v", r)
 	}
 }
+
+// Checks that hang hold up those of their own tasks only.
+func TestSlowHealthChecks(t *testing.T) {
+	h := newHost(t)
+	healthy := ContainerID(externalID(maxProbes + 1))
+	var hung atomic.Int64
+	h.node.Program = func(ctx context.Context, container string, _ runtime.ExecSpec) int {
+		if container != healthy {
+			hung.Add(1)
+			<-ctx.Done()
+		}
+		return 0
+	}
+	m := newScripted(t, h)
+	spec := simpleSpec()
+	spec.ContainerSpec.Healthcheck = &container.HealthConfig{Test: []string{"CMD", "x"}, Interval: time.Hour, Timeout: time.Hour, Retries: 1}
+	m.template(1, spec)
+	_, stop := h.start(t)
+	defer stop()
+	for i := range uint64(maxProbes) {
+		m.assign(i+1, 1, model.StateRunning)
+	}
+	eventually(t, "all places are taken", func() bool { return hung.Load() == maxProbes })
+	m.awaitState(m.assign(maxProbes+1, 1, model.StateRunning), model.StateRunning)
+}

@@ -169,7 +169,7 @@ func (l *layer) stop() error {
 type apiServer struct {
 	h         *host
 	m         *member
-	handler   http.Handler
+	handler   *settled
 	docker    *dockerapi.Server
 	listeners []net.Listener
 }
@@ -193,7 +193,7 @@ func newAPI(h *host, m *member, listeners []net.Listener, below func() error) *a
 		mux.HandleFunc("GET /debug/pprof/", pprof.Index)
 		mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
 	}
-	return &apiServer{h: h, m: m, handler: mux, docker: docker, listeners: listeners}
+	return &apiServer{h: h, m: m, handler: &settled{next: mux, done: make(chan struct{})}, docker: docker, listeners: listeners}
 }
 
 // stage is the daemon for a rehearsal: all but the log is real, and only asked.
@@ -211,7 +211,13 @@ func (s *stage) Propose(ctx context.Context, b *model.Batch) (*model.Outcome, er
 }
 
 func (a *apiServer) parts() []func(context.Context) error {
-	parts := []func(context.Context) error{a.docker.Run}
+	settle := func(ctx context.Context) error {
+		if now := a.m.active(); now != nil {
+			return a.handler.run(ctx, now.replica)
+		}
+		return a.handler.run(ctx, nil)
+	}
+	parts := []func(context.Context) error{a.docker.Run, settle}
 	if addr := a.h.cfg.MetricsAddr; addr != "" {
 		parts = append(parts, func(ctx context.Context) error { return serveMetrics(ctx, addr, a.m) })
 	}
