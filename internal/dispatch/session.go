@@ -390,7 +390,7 @@ func (n *session) due() []*pb.ToAgent {
 	}
 	if tablesDue {
 		var parts [][]byte
-		parts, n.view.tables = n.srv.tables.since(n.view.tables)
+		parts, n.view.tables = n.srv.tables.since(n.view.tables, n.floor)
 		for _, b := range parts {
 			msgs = append(msgs, &pb.ToAgent{Kind: &pb.ToAgent_Tables{Tables: b}})
 		}

@@ -183,6 +183,28 @@ func TestHoldsAnswerUntilCaughtUp(t *testing.T) {
 	}
 }
 
+// What a node is told is never older than what it has applied, also when no row has changed for long: it would refuse it for
+// ever. The manager here began with a state in which the rows were as they are now, as after a restart from a snapshot; meanwhile
+// a port came and went, of which the node heard.
+func TestTablesAreNotOlderThanTheNode(t *testing.T) {
+	c := newCluster(t, 1)
+	c.service(1, "a", 80)
+	other := c.mustJoin(1)
+	next(other, "the tables", tablesOf)
+	for _, id := range []model.ServiceID{2, 3} {
+		c.service(id, "b", 0)
+		c.apply(model.Change{DeleteService: id})
+		ahead := c.rep.Snapshot().Index()
+		p, err := c.join(1, &pb.Hello{Applied: &pb.Position{Incarnation: 1, Index: ahead}, Description: description("")})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if tab := next(p, "the tables", tablesOf); tab.At.Index < ahead || !tab.Complete || len(tab.Ports) != 1 {
+			t.Errorf("the node has applied %d and is told %v", ahead, tab)
+		}
+	}
+}
+
 func TestNewSessionReplacesOld(t *testing.T) {
 	c := newCluster(t, 1)
 	old := c.mustJoin(1)

@@ -30,12 +30,13 @@ type portKey struct {
 type tables struct {
 	mu      sync.Mutex
 	version uint64
-	at      *pb.Position
+	at      *pb.Position // the state that the rows are of, whether it changed any or not
 	ports   map[portKey]*pb.PortRow
 	nodes   map[model.NodeID]*pb.NodeRow
 	deltas  []delta
 	bytes   int      // in deltas
 	whole   [][]byte // the complete tables at version, made when asked for
+	wholeAt uint64   // the index that they say
 }
 
 // delta leads from the version before it to its own.
@@ -89,12 +90,10 @@ func (t *tables) update(before, after *state.Snapshot, touched map[model.Key]str
 			nodes = append(nodes, k.Node())
 		}
 	}
-	if len(services) == 0 && len(nodes) == 0 {
-		return false
-	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	d := &pb.Tables{At: at(after)}
+	t.at = at(after)
+	d := &pb.Tables{At: t.at}
 	for id := range services {
 		t.updateService(d, before.Service(id), after.Service(id), after)
 	}
@@ -104,7 +103,6 @@ func (t *tables) update(before, after *state.Snapshot, touched map[model.Key]str
 	if len(d.Ports)+len(d.PortsRemoved)+len(d.Nodes)+len(d.NodesRemoved) == 0 {
 		return false
 	}
-	t.at = d.At
 	t.push(d)
 	return true
 }
@@ -163,8 +161,9 @@ func (t *tables) push(d *pb.Tables) {
 	}
 }
 
-// since returns what leads from a version (0: nothing) to the one returned.
-func (t *tables) since(version uint64) ([][]byte, uint64) {
+// since returns what leads from a version (0: nothing) to the one returned. Whole tables say at least the index floor, which the
+// node has applied: it refuses older ones, also when nothing has changed since.
+func (t *tables) since(version, floor uint64) ([][]byte, uint64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if version == t.version || t.at == nil {
@@ -179,8 +178,8 @@ func (t *tables) since(version uint64) ([][]byte, uint64) {
 		}
 		return out, t.version
 	}
-	if t.whole == nil {
-		t.whole = t.encodeWhole()
+	if t.whole == nil || t.wholeAt < floor {
+		t.whole, t.wholeAt = t.encodeWhole(), t.at.Index
 	}
 	return t.whole, t.version
 }

@@ -26,6 +26,8 @@ type registryError struct {
 	again bool
 	// down says that nobody answers there at all.
 	down bool
+	// full says that the disk of this node is.
+	full bool
 }
 
 func (e *registryError) Error() string { return e.text }
@@ -48,6 +50,8 @@ func explain(ctx context.Context, what verb, ref reference.Named, err error) err
 	name := reference.FamiliarName(ref)
 	status, code := statusOf(err)
 	switch {
+	case isFull(err):
+		return &registryError{text: fmt.Sprintf("no space left on device: image %s does not fit on this node's disk; free some space and pull it again", familiarRef(ref)), kind: errdefs.ErrResourceExhausted, full: true}
 	case strings.Contains(err.Error(), "no match for platform in manifest"):
 		return &registryError{text: fmt.Sprintf("no matching manifest for %s in the manifest list entries of %s", platforms.DefaultString(), familiarRef(ref)), kind: errdefs.ErrNotFound}
 	case errors.Is(err, docker.ErrInvalidAuthorization) || status == http.StatusUnauthorized || status == http.StatusForbidden || code == "DENIED":
@@ -157,6 +161,14 @@ func familiarRef(ref reference.Named) string { return reference.FamiliarString(r
 func mayPass(err error) bool {
 	var e *registryError
 	return errors.As(err, &e) && e.again
+}
+
+// isFull reports whether the disk of this node had no room. Of what containerd does in the background only the text is left.
+func isFull(err error) bool {
+	if e, ok := errors.AsType[*registryError](err); ok {
+		return e.full
+	}
+	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) || strings.Contains(err.Error(), syscall.ENOSPC.Error())
 }
 
 // isDown reports whether nobody answers at the registry's address.

@@ -18,9 +18,9 @@ const (
 )
 
 // hold protects what a pull fetches from the garbage collector, together with what an earlier pull of the same image left
-// when it failed or the daemon was killed. release gives it back: after a success the image's name protects all,
-// after a failure the parts stay for the next pull.
-func hold(ctx context.Context, c *client.Client, name string) (held context.Context, release func(done bool) error, err error) {
+// when it failed or the daemon was killed. release gives it back and is told how the pull ended: after a success the image's
+// name protects all, after a failure the parts stay for the next pull. On a full disk they go at once.
+func hold(ctx context.Context, c *client.Client, name string) (held context.Context, release func(error) error, err error) {
 	m := c.LeasesService()
 	label := digest.FromString(name).Encoded()[:32]
 	earlier, err := m.List(ctx, fmt.Sprintf("labels.%q==%s", pullLabel, label))
@@ -36,9 +36,13 @@ func hold(ctx context.Context, c *client.Client, name string) (held context.Cont
 			return nil, nil, err
 		}
 	}
-	release = func(done bool) error {
+	release = func(outcome error) error {
 		ctx := context.WithoutCancel(ctx)
-		if !done {
+		switch {
+		case outcome == nil:
+		case isFull(outcome):
+			return m.Delete(ctx, lease, leases.SynchronousDelete)
+		default:
 			if list, err := m.ListResources(ctx, lease); err != nil || len(list) > 0 {
 				return err
 			}

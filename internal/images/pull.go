@@ -44,7 +44,8 @@ type pull struct {
 
 // Pull gets an image from its registry, unpacked, and returns what its name stands for then. A name with a digest is
 // kept under the digest alone. All who ask for the same image at the same time wait for one pull, which ends
-// when the last of them gives up; what it had fetched is kept for a day and the next pull goes on from there. No
+// when the last of them gives up; what it had fetched is kept for a day and the next pull goes on from there, unless the disk was
+// full: then it is thrown away, for this node needs the room. No
 // name stands for an image that is not whole. progress may be nil; it is called by one goroutine at a time.
 //
 // It fails with errdefs.ErrNotFound when the image is missing or the credentials do not suffice, with
@@ -177,7 +178,7 @@ func (s *Store) run(ctx context.Context, c *client.Client, p *pull) error {
 		return fmt.Errorf("protect the parts of image %s: %w", familiarRef(p.ref), err)
 	}
 	err = s.insist(held, c, p)
-	return errors.Join(err, release(err == nil))
+	return errors.Join(err, release(err))
 }
 
 func (s *Store) insist(ctx context.Context, c *client.Client, p *pull) error {
