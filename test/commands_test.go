@@ -195,6 +195,9 @@ func eventually(ctx context.Context, s *story, args []string) (string, error) {
 	}
 	pattern := regexp.MustCompile("")
 	if i := slices.Index(args, "--"); i >= 0 && i+2 == len(args) {
+		if args[i+1] == "^$" {
+			return "", errors.New(`^$ matches at the end of whatever is printed: write \A\z for nothing`)
+		}
 		var err error
 		if pattern, err = regexp.Compile("(?m)" + args[i+1]); err != nil {
 			return "", err

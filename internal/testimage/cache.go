@@ -24,11 +24,11 @@ type Cache struct {
 
 // Kinds are the images that a Cache can make.
 func Kinds() []string {
-	return []string{"tiny", "busybox", "nginx", "demo-web", "demo-redis", "demo-nginx"}
+	return []string{"tiny", "checked", "busybox", "nginx", "demo-web", "demo-redis", "demo-nginx"}
 }
 
 // Tar returns the path of the tar of an image, which it makes if it is not there yet.
-// kind is one of Kinds; "tiny:TAG" and "demo-web:TAG" are further versions.
+// kind is one of Kinds; "tiny:TAG", "checked:TAG" and "demo-web:TAG" are further versions.
 func (c Cache) Tar(ctx context.Context, kind string) (string, error) {
 	path, err := c.tar(ctx, kind)
 	if err != nil {
@@ -62,6 +62,13 @@ func (c Cache) tar(ctx context.Context, kind string) (string, error) {
 		}
 		tag = cmp.Or(tag, "1")
 		return c.save("tiny-"+tag, Tiny("tiny:"+tag, server))
+	case name == "checked":
+		server, err := c.program(ctx, "testserver")
+		if err != nil {
+			return "", err
+		}
+		tag = cmp.Or(tag, "1")
+		return c.save("checked-"+tag, Checked("checked:"+tag, server))
 	case name == "demo-web":
 		server, err := c.program(ctx, "demoweb")
 		if err != nil {

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"strings"
+	"time"
 )
 
 // Names of the images, with their tags.
@@ -38,6 +39,14 @@ func Tiny(ref string, server []byte) Image {
 		},
 		Files: append(dirs(), File{Path: "testserver", Mode: 0o755, Data: server}),
 	}
+}
+
+// Checked is Tiny with a health check, so that it is met only while it listens.
+func Checked(ref string, server []byte) Image {
+	img := Tiny(ref, server)
+	img.Config.Healthcheck = &Healthcheck{Test: []string{"CMD", "/testserver", "get", "http://127.0.0.1:8080/"},
+		Interval: 5 * time.Second, Timeout: 5 * time.Second, Retries: 3, StartPeriod: 20 * time.Second, StartInterval: 50 * time.Millisecond}
+	return img
 }
 
 // Busybox is a shell with the usual tools, from the static busybox of this machine.
