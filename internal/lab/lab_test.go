@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"net"
 	"os"
 	"os/exec"
@@ -472,47 +471,6 @@ func TestCloseLeavesNothing(t *testing.T) {
 	}
 	if _, err := l.AddHost(t.Context(), "b"); err == nil {
 		t.Error("a closed lab made a host")
-	}
-}
-
-// No thread stays behind in a namespace, not even the one that main began on.
-func TestThreadsComeHome(t *testing.T) {
-	if err := Available(); err != nil {
-		t.Skip("no lab here: ", err)
-	}
-	home, err := networkInode(os.Getpid())
-	if err != nil {
-		t.Fatal(err)
-	}
-	var wg sync.WaitGroup
-	for range 16 { // so many that every thread gets its turn
-		wg.Go(func() {
-			for range 50 {
-				ns, err := newNetNS()
-				if err != nil {
-					t.Error(err)
-					return
-				}
-				ns.Close()
-			}
-		})
-	}
-	wg.Wait()
-	threads, err := filepath.Glob("/proc/self/task/*/ns/net")
-	if err != nil || len(threads) == 0 {
-		t.Fatal("no threads: ", err)
-	}
-	for _, path := range threads {
-		link, err := os.Readlink(path)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue // it has ended
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		if want := fmt.Sprintf("net:[%d]", home); link != want {
-			t.Errorf("%s is %s, want %s", path, link, want)
-		}
 	}
 }
 
