@@ -37,6 +37,7 @@ func commands() map[string]command {
 		"snapshot": snapshot,
 		"nodiff":   noDiff,
 		"traffic":  trafficCommand,
+		"load":     loadCommand,
 		"watch":    watchCommand,
 		"conn":     connCommand,
 		"udp":      udp,

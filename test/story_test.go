@@ -117,6 +117,7 @@ type story struct {
 	traffic   *traffic
 	watch     *watch
 	conns     map[string]net.Conn
+	loads     map[string]*load
 	registry  *testRegistry
 	debian    *debianRegistry
 }
@@ -134,7 +135,7 @@ func newStory(env *testscript.Env, shared *sharedParts) (*story, error) {
 		}
 	})
 	s := &story{sharedParts: shared, dir: dir, work: env.WorkDir, binary: shared.skep,
-		snapshots: map[string]lab.Snapshot{}, conns: map[string]net.Conn{}}
+		snapshots: map[string]lab.Snapshot{}, conns: map[string]net.Conn{}, loads: map[string]*load{}}
 	if s.lab, err = lab.New(); err != nil {
 		return nil, err
 	}
@@ -192,6 +193,9 @@ func (s *story) close() error {
 	}
 	if s.watch != nil {
 		s.watch.stop()
+	}
+	for _, l := range s.loads {
+		l.stop()
 	}
 	for _, c := range s.conns {
 		c.Close()
