@@ -64,7 +64,7 @@ func (r restartPolicy) exhausted(t *model.Task) bool {
 		// passes.
 		counted = 0
 		for _, at := range t.Restarts {
-			if at > t.StatusAt-r.window && at < t.StatusAt {
+			if at > t.StatusAt-r.window {
 				counted++
 			}
 		}

@@ -117,6 +117,7 @@ func TestRestartPolicies(t *testing.T) {
 		{"three attempts", swarm.RestartPolicy{MaxAttempts: n(3), Delay: d(time.Second)}, model.StateFailed, time.Second, 3},
 		{"three attempts within a window that is long", swarm.RestartPolicy{MaxAttempts: n(3), Window: d(time.Hour), Delay: d(time.Second)}, model.StateFailed, time.Second, 3},
 		{"three attempts within a window that passes", swarm.RestartPolicy{MaxAttempts: n(3), Window: d(time.Minute), Delay: d(time.Second)}, model.StateFailed, time.Minute, 20},
+		{"three attempts of tasks that end in the instant they are made", swarm.RestartPolicy{MaxAttempts: n(3), Window: d(time.Hour), Delay: d(0)}, model.StateFailed, 0, 3},
 		{"what is rejected counts too", swarm.RestartPolicy{MaxAttempts: n(2), Delay: d(time.Second)}, model.StateRejected, time.Second, 2},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

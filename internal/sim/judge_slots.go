@@ -118,7 +118,7 @@ func (j *judge) attempts(s *step) {
 		if p.Window != nil && *p.Window > 0 {
 			counted = 1
 			for _, at := range chain[:len(chain)-1] {
-				if at > prev.StatusAt-model.Time(*p.Window) && at < prev.StatusAt {
+				if at > prev.StatusAt-model.Time(*p.Window) {
 					counted++
 				}
 			}

@@ -92,7 +92,10 @@ func (w *writer) putCluster(c *model.Cluster) error {
 			return model.Stalef("the swarm is in incarnation %d already", old.Incarnation)
 		}
 		if n.Incarnation > old.Incarnation {
-			w.skipNumbers()
+			if n.Incarnation-old.Incarnation > maxLives {
+				return model.Invalidf("incarnation %d is more than %d after this one, %d", n.Incarnation, maxLives, old.Incarnation)
+			}
+			w.skipNumbers(n.Incarnation - old.Incarnation)
 		}
 		n.CreatedAt = old.CreatedAt
 		n.SpecVersion = w.stamp(old.SpecVersion)
@@ -114,23 +117,26 @@ const (
 	skipServices  = 1 << 16
 	skipNetworks  = 1 << 12
 	skipNodes     = 1 << 10
+
+	maxLives = 32 // that an incarnation may be ahead of the one that it is taken up from
 )
 
 // skipNumbers keeps a new incarnation from giving a number again that was given after the state that it began with:
-// nodes still hold what a former life called by it, and would take the one for the other.
-func (w *writer) skipNumbers() {
+// nodes still hold what a former life called by it, and would take the one for the other. Lives may have begun with the
+// same state before this one, so every one has a range of its own.
+func (w *writer) skipNumbers(lives uint64) {
 	for _, v := range slices.Collect(w.s.Services()) {
 		n := *v
-		n.LastTask += skipTasks
+		n.LastTask += skipTasks * lives
 		w.s.services.Set(n.ID, &n)
 		w.touch(model.ServiceKey(n.ID))
 	}
-	w.s.lastTemplate += skipTemplates
-	w.s.lastService += skipServices
-	w.s.lastNetwork += skipNetworks
-	w.s.lastNode += skipNodes
-	w.s.payloads.lastSecret += skipServices
-	w.s.payloads.lastConfig += skipServices
+	w.s.lastTemplate += model.TemplateID(skipTemplates * lives)
+	w.s.lastService += model.ServiceID(skipServices * lives)
+	w.s.lastNetwork += model.NetworkID(skipNetworks * lives)
+	w.s.lastNode += model.NodeID(skipNodes * lives)
+	w.s.payloads.lastSecret += skipServices * lives
+	w.s.payloads.lastConfig += skipServices * lives
 }
 
 func (w *writer) putNode(c *model.Node) error {

@@ -175,6 +175,17 @@ func TestNewIncarnationGivesNoNumberAgain(t *testing.T) {
 		l.s.LastPayload(model.KindSecret) <= 1000 || l.s.LastPayload(model.KindConfig) <= 1000 {
 		t.Error("numbers that a former life may have given are given again")
 	}
+	first := l.s.LastNode()
+	c.Incarnation += maxLives + 1
+	if err := l.apply(model.Txn{Changes: []model.Change{{PutCluster: &c}}})[0]; model.KindOf(err) != model.Invalid {
+		t.Errorf("an incarnation that is too far away: %v", err)
+	}
+	// The same state was taken up twice: what the life in between gave is not given again either.
+	c.Incarnation -= maxLives - 1
+	l.must(model.Change{PutCluster: &c})
+	if l.s.LastNode() != first+2*skipNodes || l.s.Service(1).LastTask != 7+3*skipTasks {
+		t.Errorf("two lives later the last node is %d, the last task %d", l.s.LastNode(), l.s.Service(1).LastTask)
+	}
 	c.Incarnation--
 	if err := l.apply(model.Txn{Changes: []model.Change{{PutCluster: &c}}})[0]; model.KindOf(err) != model.Stale {
 		t.Errorf("an incarnation that is over: %v", err)
