@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"errors"
+	"strings"
 	"sync"
 	"time"
 
@@ -223,15 +224,18 @@ func sorted(err error) error {
 	case err == nil || errors.As(err, &known):
 		return err
 	case errdefs.IsNotFound(err):
-		return model.NotFoundf("%v", err)
+		return model.NotFoundf("%s", without(err, errdefs.ErrNotFound))
 	case errdefs.IsInvalidArgument(err):
-		return model.Invalidf("%v", err)
+		return model.Invalidf("%s", without(err, errdefs.ErrInvalidArgument))
 	case errdefs.IsConflict(err), errdefs.IsAlreadyExists(err):
-		return model.Conflictf("%v", err)
+		return model.Conflictf("%s", without(err, errdefs.ErrConflict))
 	case errdefs.IsUnauthorized(err):
-		return model.Errorf(model.Unauthorized, "%v", err)
+		return model.Errorf(model.Unauthorized, "%s", without(err, errdefs.ErrUnauthenticated))
 	case errdefs.IsUnavailable(err):
-		return model.Errorf(model.Unavailable, "%v", err)
+		return model.Errorf(model.Unavailable, "%s", without(err, errdefs.ErrUnavailable))
 	}
 	return err
 }
+
+// without is an error's text without the kind that it was marked with at its end: the status says that.
+func without(err, kind error) string { return strings.TrimSuffix(err.Error(), ": "+kind.Error()) }

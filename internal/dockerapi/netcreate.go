@@ -121,6 +121,9 @@ func join(a, b string) string {
 
 // admitNetwork checks a request as far as that goes without the swarm, and makes a network without addresses of it.
 func admitNetwork(req *networkRequest) (*model.Network, string, error) {
+	if err := admitConfigOnly(req); err != nil {
+		return nil, "", err
+	}
 	if err := admitDriver(req); err != nil {
 		return nil, "", err
 	}
@@ -163,8 +166,15 @@ func admitDriver(req *networkRequest) error {
 	switch {
 	case req.Scope != "" && req.Scope != scopeSwarm:
 		return model.Invalidf("invalid scope %q: overlay networks are of the whole swarm; leave --scope out", req.Scope)
-	case req.ConfigOnly, req.ConfigFrom != nil && req.ConfigFrom.Network != "":
-		return model.Errorf(unimplemented, "config-only networks are not available: give the network its settings itself")
+	}
+	return nil
+}
+
+// admitConfigOnly refuses networks that only hold settings for others. Docker has them for networks of each node (macvlan), which differ
+// from node to node; a swarm's overlay networks are the same everywhere.
+func admitConfigOnly(req *networkRequest) error {
+	if req.ConfigOnly || req.ConfigFrom != nil && req.ConfigFrom.Network != "" {
+		return model.Errorf(unimplemented, "config-only networks are for networks that differ from node to node, which are not available: give an overlay network its settings itself")
 	}
 	return nil
 }

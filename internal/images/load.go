@@ -94,7 +94,7 @@ func badArchive(err error) error {
 	text := err.Error()
 	for _, sign := range []string{"unrecognized image format", "invalid character", "unexpected EOF", "invalid tar header", "EOF", "manifest.json"} {
 		if strings.Contains(text, sign) {
-			return fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
+			return fmt.Errorf("this is no archive of images as docker save makes it, or not all of it: %w: %w", err, errdefs.ErrInvalidArgument)
 		}
 	}
 	return err
