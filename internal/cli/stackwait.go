@@ -33,7 +33,7 @@ func (c *cli) await(cmd *cobra.Command, name string, w *waiting) error {
 	tick := time.NewTicker(statusEvery)
 	defer tick.Stop()
 	var st stackStatus
-	patience := patience{failures: map[string]int{}, last: map[string]string{}}
+	patience := patience{seen: map[string]*failures{}}
 	for {
 		var now stackStatus
 		if err := c.call(ctx, http.MethodGet, stackPath(name, "status"), &now); err == nil {
@@ -44,7 +44,7 @@ func (c *cli) await(cmd *cobra.Command, name string, w *waiting) error {
 		view.show(&st)
 		failed, waits := st.sort()
 		if len(failed) == 0 {
-			failed = patience.over(&st)
+			failed = patience.over(&st, time.Now())
 		}
 		switch {
 		case len(failed) > 0:
@@ -71,35 +71,50 @@ func (c *cli) await(cmd *cobra.Command, name string, w *waiting) error {
 
 // patience counts the failures of services while nothing else of their stack gets on.
 type patience struct {
-	failures map[string]int
-	last     map[string]string // task
-	others   string            // how far all are
+	seen   map[string]*failures
+	others string // how far all are
 }
 
-// over are the services that keep failing. One whose tasks fail until another service is there is none, as long as that one gets on.
-func (p *patience) over(st *stackStatus) []stackService {
+// failures are those of one service: how many since something else got on, the task of the last, and when that was seen.
+type failures struct {
+	count int
+	last  string
+	at    time.Time
+}
+
+// over are the services that keep failing. One whose tasks fail until another service is there is none, as long as that one gets on. A
+// service that runs counts as being there when it has not failed for a while: one that fails again and again runs in between.
+func (p *patience) over(st *stackStatus, now time.Time) []stackService {
 	var how strings.Builder
 	for _, s := range st.Services {
-		fmt.Fprintf(&how, "%s %v %d ", s.Name, s.Converged, s.Completed)
-		if s.LastFailure == "" {
-			fmt.Fprintf(&how, "%d ", s.Running)
+		f := p.seen[s.Name]
+		if f == nil {
+			f = new(failures)
+			p.seen[s.Name] = f
+		}
+		if s.LastFailure != f.last {
+			f.last, f.at = s.LastFailure, now
+			f.count++
+		}
+		switch settled := f.last == "" || now.Sub(f.at) >= steadyFor; {
+		case settled && s.Converged:
+			f.count = 0
+			fmt.Fprintf(&how, "%s up ", s.Name)
+		case f.last == "":
+			fmt.Fprintf(&how, "%s %d %d ", s.Name, s.Running, s.Completed)
+		default:
+			fmt.Fprintf(&how, "%s %d ", s.Name, s.Completed)
 		}
 	}
 	if now := how.String(); now != p.others {
 		p.others = now
-		clear(p.failures)
+		for _, f := range p.seen {
+			f.count = min(f.count, 1)
+		}
 	}
 	var out []stackService
 	for _, s := range st.Services {
-		if s.Converged {
-			delete(p.failures, s.Name)
-			continue
-		}
-		if s.LastFailure != p.last[s.Name] {
-			p.last[s.Name] = s.LastFailure
-			p.failures[s.Name]++
-		}
-		if p.failures[s.Name] >= giveUpAfter && s.Running < s.Desired {
+		if p.seen[s.Name].count >= giveUpAfter && s.Running < s.Desired {
 			s.Why = "its tasks keep failing: " + cmp.Or(s.LastError, s.Why)
 			out = append(out, s)
 		}

@@ -1,35 +1,48 @@
 package cli
 
 import (
-	"fmt"
 	"testing"
+	"time"
 )
 
 // A service whose tasks fail is given up when nothing else gets on, not while it may wait for others.
 func TestPatience(t *testing.T) {
-	p := patience{failures: map[string]int{}, last: map[string]string{}}
-	look := func(web, db int, dbUp bool) []stackService {
-		st := &stackStatus{Services: []stackService{{Name: "web", Desired: 1, LastFailure: fmt.Sprint(web), LastError: "exit 1"}, {Name: "db", Desired: 1, Converged: dbUp}}}
-		if db > 0 {
-			st.Services[1].LastFailure = fmt.Sprint(db)
+	p := patience{seen: map[string]*failures{}}
+	now := time.Unix(0, 0)
+	look := func(web string, webRuns, dbUp bool) bool {
+		now = now.Add(time.Second)
+		st := &stackStatus{Services: []stackService{{Name: "web", Desired: 1, LastFailure: web, LastError: "exit 1", Converged: webRuns}, {Name: "db", Desired: 1, Converged: dbUp}}}
+		if webRuns {
+			st.Services[0].Running = 1
 		}
-		return p.over(st)
+		got := p.over(st, now)
+		if len(got) > 0 && (got[0].Name != "web" || got[0].Why != "its tasks keep failing: exit 1") {
+			t.Errorf("given up: %+v", got)
+		}
+		return len(got) > 0
 	}
-	for i := range 2 {
-		if got := look(i+1, 0, false); got != nil {
-			t.Errorf("failure %d: given up: %+v", i, got)
-		}
-	}
-	// What it waits for is there: it gets three more.
-	for i := range 2 {
-		if got := look(i+3, 0, true); got != nil {
-			t.Errorf("failure %d after the other is up: given up: %+v", i, got)
-		}
-		if got := look(i+3, 0, true); got != nil {
-			t.Errorf("the same failure counts twice: %+v", got)
+	// It fails while the other one is on its way: the failure at which that one is there is the first that counts.
+	for i, task := range []string{"", "1", "2"} {
+		if look(task, false, false) {
+			t.Errorf("given up at step %d", i)
 		}
 	}
-	if got := look(5, 0, true); len(got) != 1 || got[0].Why != "its tasks keep failing: exit 1" {
-		t.Errorf("not given up: %+v", got)
+	for i, task := range []string{"3", "3", "4", "4"} {
+		if look(task, false, true) {
+			t.Errorf("given up at step %d after the other is up", i)
+		}
+	}
+	if !look("5", false, true) {
+		t.Error("not given up")
+	}
+	// One that runs for a moment in between fails all the same; one that goes on running does not.
+	if look("5", true, true) || !look("6", false, true) {
+		t.Error("to run for a moment is enough")
+	}
+	for range 3 {
+		look("6", true, true)
+	}
+	if look("7", false, true) {
+		t.Error("a failure after it ran for a while ends the wait")
 	}
 }
