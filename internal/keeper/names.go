@@ -138,7 +138,14 @@ func appendFrame(path string, v any) error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(writeFrame(f, v), f.Close())
+	st, err := f.Stat()
+	if err == nil {
+		if err = writeFrame(f, v); err != nil {
+			// Half a frame, on a full disk, would hide all that is written behind it later.
+			err = errors.Join(err, f.Truncate(st.Size()))
+		}
+	}
+	return errors.Join(err, f.Close())
 }
 
 func removed(path string) error {

@@ -2,7 +2,9 @@ package keeper
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"os"
@@ -266,5 +268,55 @@ func TestNamesKeeperKilled(t *testing.T) {
 	cancel()
 	if err := <-watched; err != context.Canceled {
 		t.Errorf("Run returned %v", err)
+	}
+}
+
+// What a full disk cut short hides nothing that is written when there is room again.
+func TestJournalOnAFullDisk(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("mounting needs root")
+	}
+	runtime.LockOSThread() // for good: the thread must not serve others
+	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
+		t.Skip("no mount namespace: ", err)
+	}
+	dir := t.TempDir()
+	if err := errors.Join(unix.Mount("", "/", "", unix.MS_PRIVATE|unix.MS_REC, ""), unix.Mount("tmpfs", dir, "tmpfs", 0, "size=64k")); err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Unmount(dir, unix.MNT_DETACH)
+	path := filepath.Join(dir, "7.net")
+	table := func(svc uint64) dns.Table {
+		return dns.Table{Network: 7, Services: []dns.ServiceRow{{Service: svc, Names: []string{strings.Repeat("a", 200)}}}}
+	}
+	filler := filepath.Join(dir, "filler")
+	if err := errors.Join(appendFrame(path, table(1)), os.WriteFile(filler, make([]byte, 40<<10), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	n, err := 1, error(nil)
+	for ; err == nil && n < 1000; n++ {
+		err = appendFrame(path, table(uint64(n+1)))
+	}
+	if !errors.Is(err, unix.ENOSPC) {
+		t.Fatalf("the disk was not full: %v", err)
+	}
+	if err := errors.Join(os.Remove(filler), appendFrame(path, table(5000))); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	last := uint64(0)
+	for {
+		var got dns.Table
+		if err = readFrame(f, &got); err != nil {
+			break
+		}
+		last = got.Services[0].Service
+	}
+	if !errors.Is(err, io.EOF) || last != 5000 {
+		t.Errorf("the last row is %d of 5000: %v", last, err)
 	}
 }

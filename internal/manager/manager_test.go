@@ -1,7 +1,6 @@
 package manager
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"io"
@@ -226,13 +225,31 @@ func TestSilentNodeGoesDownAfterALease(t *testing.T) {
 	})
 }
 
+// logText is a log that is read while it is written.
+type logText struct {
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+func (l *logText) Write(b []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(b)
+}
+
+func (l *logText) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.String()
+}
+
 // TestBrakeIsTold: the operator hears when the brake on mass failure takes hold and when it lets go, whichever way, also
 // when no service is concerned.
 func TestBrakeIsTold(t *testing.T) {
 	for _, how := range []string{"nodes came back", "the nodes did not come back", "the loss is accepted"} {
 		t.Run(how, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				var out bytes.Buffer
+				var out logText
 				s := newLoggedSwarm(t, &out)
 				for i := range 3 {
 					s.must(model.Change{PutNode: &model.Node{ID: model.NodeID(i + 2)}})

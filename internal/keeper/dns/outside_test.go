@@ -3,6 +3,7 @@ package dns
 import (
 	"fmt"
 	"os"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -220,6 +221,9 @@ func TestBig(t *testing.T) {
 		ips[i] = fmt.Sprintf("10.9.%d.%d", i>>8, i&255)
 	}
 	u := startUpstream(t, "127.0.0.53", func(m dnsmessage.Message, tcp bool) []byte {
+		if strings.HasPrefix(m.Questions[0].Name.String(), "middle.") {
+			return addresses(m, 60, ips[:100]...)
+		}
 		if tcp {
 			return addresses(m, 60, ips...)
 		}
@@ -236,7 +240,6 @@ func TestBig(t *testing.T) {
 		t.Errorf("by TCP: truncated %v, %d answers, %d by TCP upstream", m.Truncated, len(m.Answers), u.tcp.Load())
 	}
 	// What was kept of a TCP answer is cut to what a UDP client takes.
-	ips = ips[:100]
 	k.tcp(question(t, "middle.test.", dnsmessage.TypeA, 1232))
 	before := u.asked.Load()
 	raw := k.udp(question(t, "middle.test.", dnsmessage.TypeA, 1232))
