@@ -232,6 +232,7 @@ func (c *cli) stackHistory() *cobra.Command {
 func (c *cli) stackRollback() *cobra.Command {
 	var w waiting
 	var to uint64
+	var auth bool
 	cmd := &cobra.Command{
 		Use: "rollback STACK", Short: "Take a stack back to an earlier revision, and wait until it runs", Args: args(cobra.ExactArgs(1)),
 		Long: `Deploys an earlier revision again, as a new one: the images are those of that time. Secrets and configs
@@ -244,11 +245,21 @@ keep their values, which are not part of a revision.`,
 			if to != 0 {
 				path += "?to=" + strconv.FormatUint(to, 10)
 			}
-			return c.deploy(cmd, http.MethodPost, path, nil, names[0], &w)
+			var body struct {
+				Auth map[string]string `json:",omitempty"`
+			}
+			if auth {
+				var err error
+				if body.Auth, err = c.registryAuths(); err != nil {
+					return err
+				}
+			}
+			return c.deploy(cmd, http.MethodPost, path, body, names[0], &w)
 		},
 	}
 	w.register(cmd)
 	cmd.Flags().Uint64Var(&to, "to", 0, "number of the revision (default: the one before)")
+	cmd.Flags().BoolVar(&auth, "with-registry-auth", false, "send your registry credentials to the nodes that pull, for services that are made again")
 	return cmd
 }
 

@@ -23,6 +23,8 @@ const (
 	imageLabel = "com.docker.stack.image"
 	// maxDeploy bounds the body of a deploy, in bytes: configs and secrets come with it.
 	maxDeploy = 32 << 20
+	// maxAuths bounds the credentials of all registries, in bytes.
+	maxAuths = 1 << 20
 	// deployLimit bounds a deploy; most of its time is spent asking registries.
 	deployLimit = 10 * time.Minute
 )
@@ -262,11 +264,27 @@ func (s *server) earlier(ctx context.Context, r *http.Request) (*Deploy, error) 
 	} else {
 		rev = st.Revisions[n-2]
 	}
-	d := &Deploy{Prune: true, Resolve: "never", Reason: fmt.Sprintf("roll back to revision %d", rev.Num), earlier: true}
+	auth, err := readAuth(r)
+	if err != nil {
+		return nil, err
+	}
+	d := &Deploy{Auth: auth, Prune: true, Resolve: "never", Reason: fmt.Sprintf("roll back to revision %d", rev.Num), earlier: true}
 	if err := json.Unmarshal(rev.Definition, &d.Stack); err != nil {
 		return nil, fmt.Errorf("revision %d of stack %s: %w", rev.Num, st.Name, err)
 	}
 	return d, nil
+}
+
+// readAuth reads the credentials that may come with a rollback: a service that is made again has none of its own.
+func readAuth(r *http.Request) (map[string]string, error) {
+	var body struct{ Auth map[string]string }
+	switch err := json.NewDecoder(io.LimitReader(r.Body, maxAuths)).Decode(&body); {
+	case errors.Is(err, io.EOF):
+		return nil, nil
+	case err != nil:
+		return nil, model.Invalidf("invalid JSON: %v", err)
+	}
+	return body.Auth, nil
 }
 
 // planStack says what a deploy would do.

@@ -9,9 +9,11 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"strings"
 	"testing"
 
+	"github.com/moby/moby/api/types/network"
 	"github.com/moby/moby/api/types/swarm"
 	"github.com/skep-swarm/skep/internal/compose"
 	"github.com/skep-swarm/skep/internal/model"
@@ -328,5 +330,37 @@ func TestStackPrune(t *testing.T) {
 	want := "service shop_web unchanged, secret shop_old kept, secret shop_older removed, network shop_net removed,   "
 	if status != 200 || strings.Join(got, ", ") != want {
 		t.Errorf("%d %q, want %q", status, strings.Join(got, ", "), want)
+	}
+}
+
+// A network does not change: who asks for other settings is told which.
+func TestNetworkDiffers(t *testing.T) {
+	yes := true
+	have := &model.Network{Driver: "overlay", Options: map[string]string{"a": "1"}, IPAM: []model.IPAMConfig{{Subnet: netip.MustParsePrefix("10.0.1.0/24")}}}
+	for _, test := range []struct {
+		want network.CreateRequest
+		what string
+	}{
+		{network.CreateRequest{}, ""},
+		{network.CreateRequest{Driver: "overlay", Options: map[string]string{"a": "1"}, IPAM: &network.IPAM{Config: []network.IPAMConfig{{Subnet: netip.MustParsePrefix("10.0.1.0/24")}}}}, ""},
+		{network.CreateRequest{Driver: "macvlan", Attachable: true, Internal: true, EnableIPv6: &yes}, "driver, attachable, internal, enable_ipv6"},
+		{network.CreateRequest{Options: map[string]string{"a": "2"}, IPAM: &network.IPAM{Config: []network.IPAMConfig{{Subnet: netip.MustParsePrefix("10.0.2.0/24")}}}}, "driver_opts, subnet"},
+	} {
+		if got := networkDiffers(have, &test.want); got != test.what {
+			t.Errorf("%+v: %q, want %q", test.want, got, test.what)
+		}
+	}
+}
+
+// A rollback brings credentials for services that are made again.
+func TestReadAuth(t *testing.T) {
+	for body, want := range map[string]string{"": "", "{}": "", `{"Auth":{"r":"x"}}`: "x"} {
+		auth, err := readAuth(httptest.NewRequest(http.MethodPost, "/", strings.NewReader(body)))
+		if err != nil || auth["r"] != want {
+			t.Errorf("%s: %v, %v", body, auth, err)
+		}
+	}
+	if _, err := readAuth(httptest.NewRequest(http.MethodPost, "/", strings.NewReader("{"))); model.KindOf(err) != model.Invalid {
+		t.Errorf("half a body: %v", err)
 	}
 }
