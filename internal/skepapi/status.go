@@ -157,4 +157,5 @@ func (st *ServiceStatus) judge(snap *state.Snapshot, svc *model.Service, over []
 	if reasons := explain(snap, svc).Reasons; len(reasons) > 0 {
 		st.Why = reasons[0].Text
 	}
+	st.Why = cmp.Or(st.Why, st.LastError) // of the one before, while the next one says nothing yet
 }
