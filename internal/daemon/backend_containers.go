@@ -3,8 +3,11 @@ package daemon
 import (
 	"context"
 	"encoding/json"
+	"errors"
+	"maps"
 	"net/netip"
 
+	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/mount"
 	"github.com/skep-swarm/skep/internal/dockerapi"
@@ -25,9 +28,9 @@ func (b *backend) ListContainers(ctx context.Context) ([]dockerapi.Container, er
 	if err != nil {
 		return nil, sorted(err)
 	}
-	byDigest := map[string]*images.Image{}
+	byDigest := map[string]*knownImage{}
 	for i := range all {
-		byDigest[all[i].Digest] = &all[i]
+		byDigest[all[i].Digest] = readImage(&all[i])
 	}
 	snap := b.snapshot()
 	health := map[string]*container.Health{}
@@ -47,6 +50,20 @@ func (b *backend) ListContainers(ctx context.Context) ([]dockerapi.Container, er
 	return out, nil
 }
 
+// knownImage is an image with its configuration read.
+type knownImage struct {
+	id     string
+	config *dockerspec.DockerOCIImageConfig // nil when it cannot be read
+}
+
+func readImage(img *images.Image) *knownImage {
+	out := &knownImage{id: img.ID, config: new(dockerspec.DockerOCIImageConfig)}
+	if len(img.Config) > 0 && json.Unmarshal(img.Config, out.config) != nil {
+		out.config = nil
+	}
+	return out
+}
+
 // snapshot is what is known of the swarm now; nil without one.
 func (b *backend) snapshot() *state.Snapshot {
 	if a := b.active(); a != nil {
@@ -55,7 +72,7 @@ func (b *backend) snapshot() *state.Snapshot {
 	return nil
 }
 
-func (b *backend) container(c *runtime.Container, byDigest map[string]*images.Image, snap *state.Snapshot) dockerapi.Container {
+func (b *backend) container(c *runtime.Container, byDigest map[string]*knownImage, snap *state.Snapshot) dockerapi.Container {
 	out := dockerapi.Container{
 		ID: c.ID, Name: c.Name, Image: shortRef(c.Image), Labels: c.Labels, State: apiState(c.State), PID: c.PID, ExitCode: c.Exit.Code,
 		OOMKilled: c.Exit.OOMKilled, Error: c.Exit.Err, Created: c.CreatedAt, Started: c.StartedAt, Finished: c.Exit.At,
@@ -64,9 +81,13 @@ func (b *backend) container(c *runtime.Container, byDigest map[string]*images.Im
 	}
 	img := byDigest[c.ImageDigest]
 	if img != nil {
-		out.ImageID = img.ID
+		out.ImageID, out.ImageConfig = img.id, img.config
+		if img.config != nil && len(img.config.Labels) > 0 {
+			out.Labels = maps.Clone(img.config.Labels)
+			maps.Copy(out.Labels, c.Labels)
+		}
 	}
-	b.addTask(&out, c.TaskID, img, snap)
+	b.addTask(&out, c.TaskID, snap)
 	b.addMounts(&out, c)
 	return out
 }
@@ -90,7 +111,7 @@ func (b *backend) addMounts(out *dockerapi.Container, c *runtime.Container) {
 }
 
 // addTask adds what only the task's spec tells.
-func (b *backend) addTask(out *dockerapi.Container, taskID string, img *images.Image, snap *state.Snapshot) {
+func (b *backend) addTask(out *dockerapi.Container, taskID string, snap *state.Snapshot) {
 	if snap == nil || snap.Cluster() == nil {
 		return
 	}
@@ -114,6 +135,13 @@ func (b *backend) addTask(out *dockerapi.Container, taskID string, img *images.I
 	if t.Gateway6.IsValid() {
 		out.Addresses = append(out.Addresses, netip.PrefixFrom(t.Gateway6, 64))
 	}
+	if svc := snap.Service(t.ID.Service); svc != nil {
+		out.ServicePorts = svc.Ports
+	}
+	out.LogDriver = tpl.Task.Typed.LogDriver
+	if c := snap.Cluster(); out.LogDriver == nil && c.Spec.Typed != nil {
+		out.LogDriver = c.Spec.Typed.TaskDefaults.LogDriver
+	}
 	out.Networks = dockerapi.NetworksOf(snap, t, tpl)
 	spec := out.Task.ContainerSpec
 	if spec == nil {
@@ -122,7 +150,7 @@ func (b *backend) addTask(out *dockerapi.Container, taskID string, img *images.I
 	if spec.Hostname != "" {
 		out.Hostname = spec.Hostname
 	}
-	out.Command = command(spec.Command, spec.Args, img)
+	out.Command = command(spec.Command, spec.Args, out.ImageConfig)
 }
 
 func apiState(s runtime.State) container.ContainerState {
@@ -137,16 +165,32 @@ func apiState(s runtime.State) container.ContainerState {
 
 // command is what runs: the spec's command replaces the image's entry point and, when it is set, its
 // arguments too.
-func command(cmd, args []string, img *images.Image) []string {
-	var conf struct{ Entrypoint, Cmd []string }
-	if img != nil && json.Unmarshal(img.Config, &conf) != nil {
-		return nil
-	}
-	if len(cmd) == 0 {
+func command(cmd, args []string, conf *dockerspec.DockerOCIImageConfig) []string {
+	if len(cmd) == 0 && conf != nil {
 		cmd = conf.Entrypoint
 		if len(args) == 0 {
 			args = conf.Cmd
 		}
 	}
 	return append(append([]string(nil), cmd...), args...)
+}
+
+// InspectContainer is what was made of a container's spec and image.
+func (b *backend) InspectContainer(ctx context.Context, id string) (runtime.Details, error) {
+	d, err := b.runtime.Details(ctx, id)
+	return d, noContainer(id, err)
+}
+
+// ContainerSize is how many bytes a container has written, and how many it and its image hold.
+func (b *backend) ContainerSize(ctx context.Context, id string) (written, whole int64, err error) {
+	written, whole, err = b.runtime.Size(ctx, id)
+	return written, whole, noContainer(id, err)
+}
+
+// noContainer gives the runtime's word for it the kind that the API knows.
+func noContainer(id string, err error) error {
+	if errors.Is(err, runtime.ErrNotFound) {
+		return model.NotFoundf("No such container: %s", id)
+	}
+	return sorted(err)
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/moby/sys/user"
 	"github.com/skep-swarm/skep/internal/model"
 	"github.com/skep-swarm/skep/internal/rootfs"
+	"github.com/skep-swarm/skep/internal/runtime"
 	"golang.org/x/sys/unix"
 )
 
@@ -117,7 +118,7 @@ func (s *Server) putArchive(r *request, c *Container, root *rootfs.Root, path st
 
 // containerOwner is the user whom a container runs as, by its own files; nil when it says nothing of one.
 func (s *Server) containerOwner(c *Container, root *rootfs.Root) (*rootfs.Owner, error) {
-	conf := containerConfig(c)
+	conf := containerConfig(c, &runtime.Details{})
 	if conf.User == "" {
 		return nil, nil
 	}

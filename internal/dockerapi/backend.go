@@ -10,6 +10,7 @@ import (
 	"syscall"
 	"time"
 
+	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/events"
 	"github.com/moby/moby/api/types/swarm"
@@ -194,6 +195,10 @@ type Containers interface {
 	ListContainers(ctx context.Context) ([]Container, error)
 	// Exec starts a further process in a container; the process outlives ctx. Errors are those of runtime.Controller.
 	Exec(ctx context.Context, id string, spec runtime.ExecSpec) (runtime.Process, error)
+	// InspectContainer is what was made of a container's spec and image.
+	InspectContainer(ctx context.Context, id string) (runtime.Details, error)
+	// ContainerSize is how many bytes a container has written, and how many it and its image hold together.
+	ContainerSize(ctx context.Context, id string) (written, whole int64, err error)
 	// WatchContainers calls fn for what happens to containers from now on, in order, until ctx ends; it then returns nil. fn
 	// returns quickly.
 	WatchContainers(ctx context.Context, fn func(ContainerEvent)) error
@@ -242,7 +247,12 @@ type Container struct {
 	Healthcheck *container.HealthConfig
 	Health      *container.Health
 	Mounts      []container.MountPoint
-	Ports       []swarm.PortConfig // published ones
+	Ports       []swarm.PortConfig // published by this host
+	// ServicePorts are those of its service, LogDriver what writes its log; nil for the default.
+	ServicePorts []swarm.PortConfig
+	LogDriver    *swarm.Driver
+	// ImageConfig is its image's; nil when unknown.
+	ImageConfig *dockerspec.DockerOCIImageConfig
 	// Addresses are those of the container on the gateway network.
 	Addresses []netip.Prefix
 	// Networks are the overlay networks that it is in, or the host's network or none by their names alone.
@@ -253,8 +263,9 @@ type Container struct {
 type ContainerNetwork struct {
 	Name, ID, EndpointID string
 	Addr4, Addr6         netip.Prefix
-	Gateway              netip.Addr
-	Aliases              []string
+	Gateway, Gateway6    netip.Addr
+	// Aliases are what the service asked for, DNSNames what the container is called by.
+	Aliases, DNSNames []string
 }
 
 // Volumes are this node's local volumes. A nil slice and an Unimplemented error are fine.

@@ -5,21 +5,20 @@ import (
 	"fmt"
 	"net/http"
 	"net/netip"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/docker/go-units"
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/network"
 	"github.com/moby/moby/api/types/swarm"
 	"github.com/skep-swarm/skep/internal/model"
+	"github.com/skep-swarm/skep/internal/netplan"
 )
 
 func (s *Server) listContainers(r *request) error {
-	f, err := readFilters(r, "id", "name", "label", "status", "is-task", "exited", "ancestor", "before", "since", "volume", "network", "health")
+	f, err := readFilters(r, "id", "name", "label", "status", "is-task", "exited", "ancestor", "before", "since", "volume", "network", "health", "publish", "expose", "isolation")
 	if err != nil {
 		return err
 	}
@@ -29,16 +28,11 @@ func (s *Server) listContainers(r *request) error {
 			return model.Invalidf("invalid limit: %s", text)
 		}
 	}
-	for _, st := range f["status"] {
-		if container.ValidateContainerState(container.ContainerState(st)) != nil {
-			return model.Invalidf("invalid filter 'status=%s'", st)
-		}
-	}
 	list, err := s.backend.ListContainers(r.ctx())
 	if err != nil {
 		return fmt.Errorf("list containers: %w", err)
 	}
-	want, err := newContainerFilter(f, list)
+	want, err := s.newContainerFilter(r, f, list)
 	if err != nil {
 		return err
 	}
@@ -52,76 +46,22 @@ func (s *Server) listContainers(r *request) error {
 		if c.State != container.StateRunning && !all && limit <= 0 && !f.has("status") && !f.has("exited") || !want.matches(c) {
 			continue
 		}
-		out = append(out, s.containerSummary(c))
+		sum := s.containerSummary(c)
+		if r.bool("size") {
+			if sum.SizeRw, sum.SizeRootFs, err = s.backend.ContainerSize(r.ctx(), c.ID); err != nil && model.KindOf(err) != model.NotFound {
+				return err
+			}
+		}
+		out = append(out, sum)
 	}
 	return writeJSON(r, http.StatusOK, out)
-}
-
-// containerFilter is a client's filters with the references looked up.
-type containerFilter struct {
-	filters
-	names         []*regexp.Regexp
-	before, since time.Time
-	isTask        bool
-}
-
-func newContainerFilter(f filters, list []Container) (*containerFilter, error) {
-	cf := &containerFilter{filters: f}
-	for _, n := range f["name"] {
-		re, err := regexp.Compile(n)
-		if err != nil {
-			return nil, model.Invalidf("invalid filter 'name=%s': %v", n, err)
-		}
-		cf.names = append(cf.names, re)
-	}
-	for key, bound := range map[string]*time.Time{"before": &cf.before, "since": &cf.since} {
-		for _, ref := range f[key] {
-			c, err := findContainer(list, ref)
-			if err != nil {
-				return nil, err
-			}
-			*bound = c.Created
-		}
-	}
-	var err error
-	cf.isTask, _, err = f.flag("is-task")
-	return cf, err
-}
-
-func (f *containerFilter) matches(c *Container) bool {
-	_, isTask := c.Labels["com.docker.swarm.task"]
-	named := len(f.names) == 0 || slices.ContainsFunc(f.names, func(re *regexp.Regexp) bool {
-		return re.MatchString(c.Name) || re.MatchString("/"+c.Name)
-	})
-	switch {
-	case !named, !f.prefix("id", c.ID), !f.labels("label", c.Labels), !f.exact("status", string(c.State)), !f.exact("health", string(health(c))),
-		f.has("is-task") && f.isTask != isTask,
-		f.has("exited") && (c.State != container.StateExited || !f.exact("exited", strconv.Itoa(c.ExitCode))),
-		f.has("ancestor") && !f.exact("ancestor", familiar(c.Image)) && !f.exact("ancestor", c.Image) && !f.prefix("ancestor", c.ImageID),
-		!f.before.IsZero() && !c.Created.Before(f.before), !f.since.IsZero() && !c.Created.After(f.since),
-		f.has("network") && !f.inNetwork(c):
-		return false
-	}
-	return !f.has("volume") || slices.ContainsFunc(c.Mounts, func(m container.MountPoint) bool {
-		return f.exact("volume", cmp.Or(m.Name, m.Source)) || f.exact("volume", m.Destination)
-	})
-}
-
-// inNetwork reports whether a container is in one of the networks asked for, by name or by a prefix of its identifier.
-func (f *containerFilter) inNetwork(c *Container) bool {
-	for _, n := range c.Networks {
-		if f.exact("network", n.Name) || n.ID != "" && f.prefix("network", n.ID) {
-			return true
-		}
-	}
-	return len(c.Addresses) > 0 && f.exact("network", ingressName)
 }
 
 // containerSummary is a container as docker ps shows it.
 func (s *Server) containerSummary(c *Container) container.Summary {
 	out := container.Summary{
-		ID: c.ID, Names: []string{"/" + c.Name}, Image: c.Image, ImageID: c.ImageID, Command: strings.Join(c.Command, " "), Created: c.Created.Unix(),
-		Labels: c.Labels, State: c.State, Status: s.containerStatus(c), Ports: portSummaries(c.Ports), Mounts: c.Mounts,
+		ID: c.ID, Names: []string{"/" + c.Name}, Image: c.Image, ImageID: c.ImageID, Command: commandLine(c.Command), Created: c.Created.Unix(),
+		Labels: c.Labels, State: c.State, Status: s.containerStatus(c), Ports: portSummaries(c), Mounts: c.Mounts,
 		NetworkSettings: &container.NetworkSettingsSummary{Networks: endpoints(c)},
 	}
 	out.HostConfig.NetworkMode = networkMode(c)
@@ -167,19 +107,82 @@ func health(c *Container) container.HealthStatus {
 	return c.Health.Status
 }
 
-func portSummaries(ports []swarm.PortConfig) []container.PortSummary {
-	out := []container.PortSummary{}
-	for _, p := range ports {
-		sum := container.PortSummary{PrivatePort: uint16(p.TargetPort), PublicPort: uint16(p.PublishedPort), Type: string(p.Protocol)}
-		if p.PublishMode == swarm.PortConfigPublishModeHost && p.PublishedPort != 0 {
-			sum.IP = netip.IPv4Unspecified()
-		} else {
-			sum.PublicPort = 0 // an ingress port is the service's, not the container's
+// commandLine is a command as people may read it.
+func commandLine(args []string) string {
+	var out []string
+	for i, a := range args {
+		if i > 0 && strings.Contains(a, " ") {
+			a = "'" + a + "'"
 		}
-		out = append(out, sum)
+		out = append(out, a)
+	}
+	return strings.Join(out, " ")
+}
+
+// binding is one port of a container: host is 0 when it is not this host's.
+type binding struct {
+	port network.Port
+	host uint16
+}
+
+// bindings are the ports that a container has on its host, and those that its image and its service speak of, in order. An
+// ingress port is the service's, not the container's.
+func bindings(c *Container) []binding {
+	var out []binding
+	onHost := map[network.Port]bool{}
+	for _, p := range c.Ports {
+		if port, ok := network.PortFrom(uint16(p.TargetPort), cmp.Or(p.Protocol, network.TCP)); ok && p.PublishMode == swarm.PortConfigPublishModeHost && p.PublishedPort != 0 {
+			out = append(out, binding{port, uint16(p.PublishedPort)})
+			onHost[port] = true
+		}
+	}
+	for port := range exposed(c) {
+		if !onHost[port] {
+			out = append(out, binding{port: port})
+		}
+	}
+	slices.SortFunc(out, func(a, b binding) int {
+		return cmp.Or(cmp.Compare(a.port.Num(), b.port.Num()), cmp.Compare(a.port.Proto(), b.port.Proto()), cmp.Compare(a.host, b.host))
+	})
+	return out
+}
+
+// exposed are the ports that a container's image and service speak of.
+func exposed(c *Container) network.PortSet {
+	out := network.PortSet{}
+	if c.ImageConfig != nil {
+		for text := range c.ImageConfig.ExposedPorts {
+			if port, err := network.ParsePort(text); err == nil {
+				out[port] = struct{}{}
+			}
+		}
+	}
+	for _, p := range slices.Concat(c.ServicePorts, c.Ports) {
+		if port, ok := network.PortFrom(uint16(p.TargetPort), cmp.Or(p.Protocol, network.TCP)); ok {
+			out[port] = struct{}{}
+		}
 	}
 	return out
 }
+
+func portSummaries(c *Container) []container.PortSummary {
+	out := []container.PortSummary{}
+	for _, b := range bindings(c) {
+		sum := container.PortSummary{PrivatePort: b.port.Num(), Type: string(b.port.Proto())}
+		if b.host == 0 {
+			out = append(out, sum)
+			continue
+		}
+		for _, ip := range anyAddress() {
+			sum.IP, sum.PublicPort = ip, b.host
+			out = append(out, sum)
+		}
+	}
+	return out
+}
+
+// anyAddress is where a published port is reached: at every address of the host, of either kind.
+func anyAddress() []netip.Addr { return []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()} }
 
 // ingressName is what the gateway network is called to clients.
 const ingressName = "ingress"
@@ -187,14 +190,14 @@ const ingressName = "ingress"
 func endpoints(c *Container) map[string]*network.EndpointSettings {
 	out := map[string]*network.EndpointSettings{}
 	if len(c.Addresses) > 0 {
-		ep := &network.EndpointSettings{}
+		ep := &network.EndpointSettings{DNSNames: []string{c.Name, c.ID[:min(12, len(c.ID))]}}
 		for _, a := range c.Addresses {
 			setAddress(ep, a)
 		}
 		out[ingressName] = ep
 	}
 	for _, n := range c.Networks {
-		ep := &network.EndpointSettings{NetworkID: n.ID, EndpointID: n.EndpointID, Aliases: n.Aliases, DNSNames: n.Aliases, Gateway: n.Gateway}
+		ep := &network.EndpointSettings{NetworkID: n.ID, EndpointID: n.EndpointID, Aliases: n.Aliases, DNSNames: n.DNSNames, Gateway: n.Gateway, IPv6Gateway: n.Gateway6}
 		for _, a := range []netip.Prefix{n.Addr4, n.Addr6} {
 			setAddress(ep, a)
 		}
@@ -208,6 +211,8 @@ func setAddress(ep *network.EndpointSettings, a netip.Prefix) {
 	case !a.IsValid():
 	case a.Addr().Is4():
 		ep.IPAddress, ep.IPPrefixLen = a.Addr(), a.Bits()
+		mac := netplan.TaskMAC(a.Addr())
+		ep.MacAddress = mac[:]
 	default:
 		ep.GlobalIPv6Address, ep.GlobalIPv6PrefixLen = a.Addr(), a.Bits()
 	}
@@ -242,75 +247,4 @@ func findContainer(list []Container, ref string) (*Container, error) {
 		return nil, notFoundf("No such container: %s", ref)
 	}
 	return found, nil
-}
-
-func (s *Server) getContainer(r *request, c *Container) error {
-	out := container.InspectResponse{
-		ID: c.ID, Name: "/" + c.Name, Created: c.Created.UTC().Format(time.RFC3339Nano), Image: c.ImageID, LogPath: c.LogPath, Driver: "overlayfs",
-		Platform: "linux", Mounts: c.Mounts, HostConfig: hostConfig(c), Config: containerConfig(c),
-		State: &container.State{
-			Status: c.State, Running: c.State == container.StateRunning, OOMKilled: c.OOMKilled, Dead: c.State == container.StateDead, Pid: c.PID,
-			ExitCode: c.ExitCode, Error: c.Error, StartedAt: c.Started.UTC().Format(time.RFC3339Nano), FinishedAt: c.Finished.UTC().Format(time.RFC3339Nano), Health: c.Health,
-		},
-		ExecIDs:         s.execs.of(c.ID),
-		NetworkSettings: &container.NetworkSettings{Ports: portMap(c.Ports), Networks: endpoints(c)},
-	}
-	if len(c.Command) > 0 {
-		out.Path, out.Args = c.Command[0], c.Command[1:]
-	}
-	if out.Mounts == nil {
-		out.Mounts = []container.MountPoint{}
-	}
-	return writeJSON(r, http.StatusOK, out)
-}
-
-func portMap(ports []swarm.PortConfig) network.PortMap {
-	out := network.PortMap{}
-	for _, p := range ports {
-		port, ok := network.PortFrom(uint16(p.TargetPort), p.Protocol)
-		if !ok {
-			continue
-		}
-		bindings := out[port]
-		if p.PublishMode == swarm.PortConfigPublishModeHost && p.PublishedPort != 0 {
-			bindings = append(bindings, network.PortBinding{HostIP: netip.IPv4Unspecified(), HostPort: strconv.Itoa(int(p.PublishedPort))})
-		}
-		out[port] = bindings
-	}
-	return out
-}
-
-func containerConfig(c *Container) *container.Config {
-	out := &container.Config{Hostname: c.Hostname, Image: c.Image, Labels: c.Labels, Cmd: c.Command}
-	if c.Task == nil || c.Task.ContainerSpec == nil {
-		return out
-	}
-	spec := c.Task.ContainerSpec
-	out.User, out.Env, out.WorkingDir, out.Tty, out.OpenStdin = spec.User, spec.Env, spec.Dir, spec.TTY, spec.OpenStdin
-	out.StopSignal, out.Healthcheck = spec.StopSignal, c.Healthcheck
-	if len(spec.Command) > 0 {
-		out.Entrypoint, out.Cmd = spec.Command, spec.Args
-	}
-	return out
-}
-
-func hostConfig(c *Container) *container.HostConfig {
-	out := &container.HostConfig{NetworkMode: container.NetworkMode(networkMode(c)), LogConfig: container.LogConfig{Type: "json-file", Config: map[string]string{}}}
-	if c.Task == nil {
-		return out
-	}
-	if r := c.Task.Resources; r != nil && r.Limits != nil {
-		out.NanoCPUs, out.Memory = r.Limits.NanoCPUs, r.Limits.MemoryBytes
-		if r.Limits.Pids > 0 {
-			out.PidsLimit = &r.Limits.Pids
-		}
-		if r.Reservations != nil {
-			out.MemoryReservation = r.Reservations.MemoryBytes
-		}
-	}
-	if spec := c.Task.ContainerSpec; spec != nil {
-		out.Init, out.ReadonlyRootfs, out.CapAdd, out.CapDrop = spec.Init, spec.ReadOnly, spec.CapabilityAdd, spec.CapabilityDrop
-		out.Mounts, out.Ulimits, out.Sysctls, out.ExtraHosts, out.OomScoreAdj = spec.Mounts, spec.Ulimits, spec.Sysctls, spec.Hosts, int(spec.OomScoreAdj)
-	}
-	return out
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/volume"
 	"github.com/skep-swarm/skep/internal/model"
+	"github.com/skep-swarm/skep/internal/runtime"
 )
 
 // The fake node's images, containers and volumes.
@@ -125,3 +126,11 @@ func (f *fake) RemoveVolume(_ context.Context, name string, _ bool) error {
 }
 
 func (f *fake) VolumeSize(context.Context, string) (int64, error) { return 1000, nil }
+
+func (f *fake) ContainerSize(context.Context, string) (written, whole int64, err error) {
+	return 3000, 4<<20 + 3000, nil
+}
+
+func (f *fake) InspectContainer(_ context.Context, id string) (runtime.Details, error) {
+	return runtime.Details{Args: []string{"/bin/web", "-v"}, Env: []string{"PATH=/bin", "HOSTNAME=" + id[:12], "A=b"}, Dir: "/srv", Hostname: id[:12], NetNS: "/run/netns/x"}, nil
+}

@@ -180,15 +180,18 @@ func NetworksOf(snap *state.Snapshot, t *model.Task, tpl *model.Template) []Cont
 			continue
 		}
 		task := namer.TaskID(t.ID)
-		c := ContainerNetwork{Name: n.Name, ID: namer.NetworkID(n.ID), Aliases: []string{containerID(task)[:12]}}
+		short := containerID(task)[:12]
+		c := ContainerNetwork{Name: n.Name, ID: namer.NetworkID(n.ID), Aliases: []string{short}, DNSNames: []string{taskName(namer, tpl.ServiceName, t)}}
 		c.EndpointID = endpointID(c.ID, task)
 		c.Addr4, _ = within(n, a.Addr4)
 		c.Addr6, _ = within(n, a.Addr6)
 		for _, at := range tpl.Nets {
 			if at.Network == n.ID {
 				c.Aliases = append(slices.Clone(at.Aliases), c.Aliases...)
+				c.DNSNames = append(c.DNSNames, at.Aliases...)
 			}
 		}
+		c.DNSNames = append(c.DNSNames, short)
 		out = append(out, c)
 	}
 	return out

@@ -31,6 +31,9 @@ func (m MAC) String() string {
 	return fmt.Sprintf("%02x:%02x:%02x:%02x:%02x:%02x", m[0], m[1], m[2], m[3], m[4], m[5])
 }
 
+// TaskMAC is the Ethernet address of a task's interface by its IPv4 address in the network.
+func TaskMAC(addr4 netip.Addr) MAC { return macOf(addr4) }
+
 // macOf derives a locally administered address from an IPv4 address. An
 // address given to another task keeps its Ethernet address, so no neighbour
 // entry anywhere ever goes stale.

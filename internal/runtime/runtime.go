@@ -105,6 +105,18 @@ type Container struct {
 	Status
 }
 
+// Details is what an implementation made of a container's spec and its image: what really runs, placeholders expanded.
+type Details struct {
+	Args, Env                       []string
+	Dir, Hostname                   string
+	NetNS                           string // path of its network namespace; empty for the host's
+	ResolvConf, Hosts, HostnameFile string // paths on the host of what is bound over them
+	MaskedPaths, ReadonlyPaths      []string
+	Sysctls                         map[string]string
+	// Layers are the directories of its file system by Docker's names: LowerDir, UpperDir, WorkDir, MergedDir.
+	Layers map[string]string
+}
+
 // MountPoint is a place in a container that its task or its image asked for.
 type MountPoint struct {
 	Type mount.Type `json:"type"`
