@@ -100,7 +100,7 @@ updates them without an outage. The docker CLI works against it, too:
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return usageError{fmt.Errorf("%w\nSee '%s --help'", err, cmd.CommandPath())}
 	})
-	root.AddCommand(c.up(), c.down(), c.version(), c.info(), c.service(), c.stack(), c.secret(), c.config(), c.image(), c.swarm())
+	root.AddCommand(c.up(), c.down(), c.version(), c.info(), c.ps(), c.exec(), c.logs(), c.top(), c.stats(), c.service(), c.stack(), c.secret(), c.config(), c.image(), c.swarm())
 	if c.Daemon != nil {
 		root.AddCommand(c.Daemon)
 	}

@@ -31,11 +31,15 @@ func (c *cli) serviceLogs() *cobra.Command {
 			return c.printLogs(cmd, cl, res, o.Timestamps)
 		},
 	}
+	logFlags(cmd, &o)
+	return cmd
+}
+
+func logFlags(cmd *cobra.Command, o *client.ServiceLogsOptions) {
 	cmd.Flags().BoolVarP(&o.Follow, "follow", "f", false, "go on with what is written from now")
 	cmd.Flags().StringVarP(&o.Tail, "tail", "n", "all", "lines from the end of each task's log")
 	cmd.Flags().StringVar(&o.Since, "since", "", "start at a time (2026-01-02T13:23:37Z) or so long ago (42m)")
 	cmd.Flags().BoolVarP(&o.Timestamps, "timestamps", "t", false, "with the time of each line")
-	return cmd
 }
 
 // printLogs splits the two streams and replaces the identifiers before each line by names.

@@ -142,6 +142,7 @@ func (c *cli) servicePs() *cobra.Command {
 	return cmd
 }
 
+// taskRows are the tasks of the services named, of all when none is.
 func (c *cli) taskRows(ctx context.Context, cl *client.Client, l *listing, names []string, f client.Filters) ([]row, error) {
 	services := map[string]string{}
 	for _, n := range names {
@@ -151,6 +152,12 @@ func (c *cli) taskRows(ctx context.Context, cl *client.Client, l *listing, names
 		}
 		services[res.Service.ID] = res.Service.Spec.Name
 		f.Add("service", res.Service.ID)
+	}
+	if len(names) == 0 {
+		var err error
+		if services, err = serviceNames(ctx, cl); err != nil {
+			return nil, err
+		}
 	}
 	tasks, err := cl.TaskList(ctx, client.TaskListOptions{Filters: f})
 	if err != nil {

@@ -16,8 +16,13 @@ import (
 	"github.com/moby/moby/api/types/container"
 )
 
-// put sends an archive of one file.
+// put sends an archive of one file to web.1, putTo to any container.
 func put(t *testing.T, s *Server, path, name, content string) (int, string) {
+	t.Helper()
+	return putTo(t, serveUnix(t, s), "web.1", path, name, content)
+}
+
+func putTo(t *testing.T, host, ref, path, name, content string) (int, string) {
 	t.Helper()
 	var b bytes.Buffer
 	w := tar.NewWriter(&b)
@@ -28,8 +33,7 @@ func put(t *testing.T, s *Server, path, name, content string) (int, string) {
 	if err != nil || w.Close() != nil {
 		t.Fatal(err)
 	}
-	host := serveUnix(t, s)
-	req, err := http.NewRequest(http.MethodPut, "http://d/v1.50/containers/web.1/archive?noOverwriteDirNonDir=true&path="+path, &b)
+	req, err := http.NewRequest(http.MethodPut, "http://d/v1.50/containers/"+ref+"/archive?noOverwriteDirNonDir=true&path="+path, &b)
 	if err != nil {
 		t.Fatal(err)
 	}

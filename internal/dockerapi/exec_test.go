@@ -230,8 +230,9 @@ func TestEndedExecsGiveWay(t *testing.T) {
 	}
 }
 
-// A container on another node is reached through that node's API.
-func TestExecOnAnotherNode(t *testing.T) {
+// farTask is a manager, its address, and the fake of another node, where the task far.1 runs.
+func farTask(t *testing.T) (*Server, string, *fake, *fake) {
+	t.Helper()
 	s, f := newSwarm(t)
 	host := serveUnix(t, s)
 	waitFor(t, f.watching)
@@ -249,6 +250,12 @@ func TestExecOnAnotherNode(t *testing.T) {
 	other.setLocal(Local{State: swarm.LocalNodeStateActive, Node: 2})
 	there := New(Config{Backend: other, Version: Version{Version: "0.1.0"}, Rand: seeded("there")})
 	f.others[2] = serveHandler(t, there.Node(), there.Run)
+	return s, host, f, other
+}
+
+// A container on another node is reached through that node's API.
+func TestExecOnAnotherNode(t *testing.T) {
+	_, host, f, _ := farTask(t)
 	c := unixClient(host)
 	id := newExec(t, c, "far.1", `{"Cmd":["cat"],"AttachStdin":true,"AttachStdout":true,"AttachStderr":true}`)
 	if execNode(id) != 2 {

@@ -1,8 +1,10 @@
 package dockerapi
 
 import (
+	"archive/tar"
 	"bufio"
 	"encoding/json"
+	"io"
 	"net/http"
 	"strings"
 	"testing"
@@ -168,5 +170,51 @@ func TestStopIgnored(t *testing.T) {
 	}
 	if len(got) != 1 || signals != 2 {
 		t.Errorf("events %v, %d signals", got, signals)
+	}
+}
+
+// All of it works through a manager for a container on another node, streams too.
+func TestIntoAnotherNode(t *testing.T) {
+	s, host, _, other := farTask(t)
+	dir := t.TempDir()
+	other.node.Files = func(string) string { return dir }
+	c := unixClient(host)
+	in := bufio.NewScanner(get(t, c, "/containers/far.1/stats").Body)
+	var st container.StatsResponse
+	for range 2 {
+		if !in.Scan() || json.Unmarshal(in.Bytes(), &st) != nil || st.Read.IsZero() || !strings.HasPrefix(st.Name, "/far.1.") {
+			t.Fatalf("stats: %s", in.Bytes())
+		}
+	}
+	var top container.TopResponse
+	decode(t, get(t, c, "/containers/far.1/top").Body, &top)
+	if len(top.Processes) != 2 {
+		t.Errorf("top: %+v", top)
+	}
+	if code, body := putTo(t, host, "far.1", "/", "f", strings.Repeat("honey", 1<<16)); code != 200 {
+		t.Errorf("put: %d %s", code, body)
+	}
+	resp := get(t, c, "/containers/far.1/archive?path=/f")
+	tr := tar.NewReader(resp.Body)
+	if h, err := tr.Next(); err != nil || h.Name != "f" || h.Size != 5<<16 || resp.Header.Get(statHeader) == "" {
+		t.Errorf("get: %+v, %v", h, err)
+	}
+	if n, err := io.Copy(io.Discard, tr); n != 5<<16 || err != nil {
+		t.Errorf("content: %d, %v", n, err)
+	}
+	if head, err := c.Head("http://d/containers/far.1/archive?path=/f"); err != nil || head.StatusCode != 200 || head.Header.Get(statHeader) == "" {
+		t.Errorf("head: %+v, %v", head, err)
+	}
+	waiting, err := c.Post("http://d/containers/far.1/wait", "application/json", nil)
+	if err != nil || waiting.StatusCode != 200 {
+		t.Fatalf("wait: %+v, %v", waiting, err)
+	}
+	defer waiting.Body.Close()
+	if w := call(s, "POST", "/containers/far.1/kill", ""); w.Code != 204 {
+		t.Errorf("kill: %d %s", w.Code, w.Body)
+	}
+	var end container.WaitResponse
+	if decode(t, waiting.Body, &end); end.StatusCode != 137 {
+		t.Errorf("wait: %+v", end)
 	}
 }
