@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io/fs"
 	"net/http"
+	"os"
 	"strings"
 
 	"github.com/moby/moby/api/types/container"
@@ -134,4 +135,38 @@ func (s *Server) containerOwner(c *Container, root *rootfs.Root) (*rootfs.Owner,
 		return nil, model.Invalidf("%s", err)
 	}
 	return &rootfs.Owner{UID: u.Uid, GID: u.Gid}, nil
+}
+
+// containerChanges tells what a container has changed of its image's files.
+func (s *Server) containerChanges(r *request, c *Container) error {
+	ctl, err := s.backend.Control(c.ID)
+	if err != nil {
+		return err
+	}
+	layers, err := ctl.Layers(r.ctx())
+	if err != nil {
+		return containerError(c, err)
+	}
+	var dirs []*os.File
+	defer func() {
+		for _, d := range dirs {
+			_ = d.Close()
+		}
+	}()
+	for _, path := range append([]string{layers.Upper}, layers.Lower...) {
+		d, err := os.Open(path)
+		if err != nil {
+			return fmt.Errorf("open a layer of container %s: %w", c.ID, err)
+		}
+		dirs = append(dirs, d)
+	}
+	found, err := rootfs.Changes(r.ctx(), dirs[0], dirs[1:], layers.Mounted)
+	if err != nil {
+		return fileError(r, "/", err)
+	}
+	out := make([]container.FilesystemChange, len(found))
+	for i, f := range found {
+		out[i] = container.FilesystemChange{Kind: container.ChangeType(f.Kind), Path: f.Path}
+	}
+	return writeJSON(r, http.StatusOK, out)
 }

@@ -106,3 +106,20 @@ func TestArchive(t *testing.T) {
 		t.Errorf("%d %s", code, body)
 	}
 }
+
+func TestChanges(t *testing.T) {
+	s, f, id := oneTask(t)
+	host := t.TempDir()
+	f.node.Files = func(string) string { return filepath.Join(host, "upper") }
+	for _, name := range []string{"upper/etc/new", "lower/etc/old"} {
+		if err := os.MkdirAll(filepath.Dir(filepath.Join(host, name)), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(host, name), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if w := call(s, "GET", "/containers/"+id+"/changes", ""); w.Code != 200 || strings.TrimSpace(w.Body.String()) != `[{"Kind":0,"Path":"/etc"},{"Kind":1,"Path":"/etc/new"}]` {
+		t.Errorf("%d %s", w.Code, w.Body)
+	}
+}

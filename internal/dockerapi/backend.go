@@ -216,6 +216,7 @@ type Control interface {
 	Usage(ctx context.Context) (runtime.Usage, error)
 	Processes(ctx context.Context) ([]int, error)
 	Root(ctx context.Context) (dir *os.File, release func(), err error)
+	Layers(ctx context.Context) (runtime.Layers, error)
 }
 
 // ContainerEvent is one thing that happened to a container of this node.

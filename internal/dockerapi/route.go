@@ -127,6 +127,7 @@ func (s *Server) localRoutes(t routeTable) {
 	t.post("/containers/{id}/kill", onKill(s.onContainer(s.killContainer)))
 	t.add(http.MethodPost, "/containers/{id}/stop", s.onContainer(s.stopContainer)).stream = true
 	t.add(http.MethodPost, "/containers/{id}/wait", s.onContainer(s.waitContainer)).stream = true
+	t.get("/containers/{id}/changes", s.onContainer(s.containerChanges))
 	t.add(http.MethodHead, "/containers/{id}/archive", s.onFiles(s.statArchive))
 	t.add(http.MethodGet, "/containers/{id}/archive", s.onFiles(s.getArchive)).stream = true
 	t.add(http.MethodPut, "/containers/{id}/archive", s.onFiles(s.putArchive)).stream = true

@@ -130,6 +130,13 @@ type MountPoint struct {
 	Anonymous bool `json:"anonymous,omitempty"`
 }
 
+// Layers are the directories of an overlay file system: what the container changed is in Upper, what it began with in
+// Lower, highest first. Mounted are the paths in the container at which something else is mounted.
+type Layers struct {
+	Upper          string
+	Lower, Mounted []string
+}
+
 // Controller drives one container, one step at a time. Every step may be repeated: a step that was already taken
 // returns as if it had just been taken, so that an agent that lost its memory starts again from Prepare.
 //
@@ -158,7 +165,7 @@ type Controller interface {
 	// start only. Errors: KindNotRunning, KindInvalid, KindCommand with the exit code a shell would give, or plain.
 	Exec(ctx context.Context, spec ExecSpec) (Process, error)
 	// Signal sends a signal to the first process of a running container, and does not wait for what comes of it. Errors:
-	// KindNotRunning or plain. Signal, Usage, Processes and Root may run beside any other method.
+	// KindNotRunning or plain. Signal, Usage, Processes, Root and Layers may run beside any other method.
 	Signal(ctx context.Context, sig syscall.Signal) error
 	// Usage reports what a running container uses. Errors: KindNotRunning or plain.
 	Usage(ctx context.Context) (Usage, error)
@@ -168,6 +175,8 @@ type Controller interface {
 	// Root opens the root directory of a container as its programs see it, or saw it before it ended, with what is mounted
 	// there. It is good until release is called, which closes it. Errors: ErrNotFound or plain.
 	Root(ctx context.Context) (dir *os.File, release func(), err error)
+	// Layers tells of what directories of the host a container's file system is made. Errors: ErrNotFound or plain.
+	Layers(ctx context.Context) (Layers, error)
 	// Status reports the container's state, or ErrNotFound.
 	Status(ctx context.Context) (Status, error)
 }

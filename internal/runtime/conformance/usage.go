@@ -96,6 +96,11 @@ func root(t *testing.T, h Host) {
 			t.Errorf("%s: no directory", state)
 		}
 		release()
+		layers, err := c.Layers(ctx(t))
+		must(t, err)
+		if layers.Upper == "" || len(layers.Lower) == 0 {
+			t.Errorf("%s: layers %+v", state, layers)
+		}
 		must(t, c.Kill(ctx(t)))
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/containerd/containerd/v2/core/mount"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
@@ -65,24 +66,68 @@ func (u *unit) root(ctx context.Context, pid int) (*os.File, error) {
 	return os.NewFile(uintptr(dir), "/"), nil
 }
 
-// mountRoot mounts the file system of a container that does not run, with its volumes and binds. The mounts are in a namespace
-// of their own that one thread holds: nobody else sees them, and they go with the thread, also when this program is killed.
-func (c *controller) mountRoot(ctx context.Context) (*os.File, func(), error) {
+// files is how a container's file system is mounted, and its spec, which says what is mounted in it.
+func (c *controller) files(ctx context.Context) (mount.Mount, *specs.Spec, error) {
 	ctx = c.r.namespaced(ctx)
 	layers, err := c.r.client.SnapshotService(snapshotter).Mounts(ctx, c.id)
 	if err != nil {
-		return nil, nil, fmt.Errorf("find the file system of container %s: %w", c.id[:12], err)
+		return mount.Mount{}, nil, fmt.Errorf("find the file system of container %s: %w", c.id[:12], err)
+	}
+	if len(layers) != 1 {
+		return mount.Mount{}, nil, fmt.Errorf("the file system of container %s is made of %d mounts, one is understood", c.id[:12], len(layers))
 	}
 	container, err := c.r.client.LoadContainer(ctx, c.id)
 	if err != nil {
-		return nil, nil, fmt.Errorf("find container %s: %w", c.id[:12], err)
+		return mount.Mount{}, nil, fmt.Errorf("find container %s: %w", c.id[:12], err)
 	}
 	spec, err := container.Spec(ctx)
 	if err != nil {
-		return nil, nil, fmt.Errorf("read the spec of container %s: %w", c.id[:12], err)
+		return mount.Mount{}, nil, fmt.Errorf("read the spec of container %s: %w", c.id[:12], err)
 	}
-	if len(layers) != 1 {
-		return nil, nil, fmt.Errorf("the file system of container %s is made of %d mounts, one is understood", c.id[:12], len(layers))
+	return layers[0], spec, nil
+}
+
+// Layers implements runtime.Controller.
+func (c *controller) Layers(ctx context.Context) (runtime.Layers, error) {
+	u, err := c.find(ctx)
+	if err != nil {
+		return runtime.Layers{}, err
+	}
+	if _, ok := u.describe(); !ok {
+		return runtime.Layers{}, c.notFound()
+	}
+	overlay, spec, err := c.files(ctx)
+	if err != nil {
+		return runtime.Layers{}, err
+	}
+	var out runtime.Layers
+	for _, m := range spec.Mounts {
+		out.Mounted = append(out.Mounted, m.Destination)
+	}
+	if overlay.Type == "bind" {
+		out.Upper = overlay.Source // an image without layers
+		return out, nil
+	}
+	for _, o := range overlay.Options {
+		switch key, value, _ := strings.Cut(o, "="); key {
+		case "upperdir":
+			out.Upper = value
+		case "lowerdir":
+			out.Lower = strings.Split(value, ":")
+		}
+	}
+	if out.Upper == "" {
+		return runtime.Layers{}, fmt.Errorf("the file system of container %s is no overlay", c.id[:12])
+	}
+	return out, nil
+}
+
+// mountRoot mounts the file system of a container that does not run, with its volumes and binds. The mounts are in a namespace
+// of their own that one thread holds: nobody else sees them, and they go with the thread, also when this program is killed.
+func (c *controller) mountRoot(ctx context.Context) (*os.File, func(), error) {
+	overlay, spec, err := c.files(ctx)
+	if err != nil {
+		return nil, nil, err
 	}
 	at := filepath.Join(c.r.cfg.State, "root")
 	if err := os.MkdirAll(at, 0o700); err != nil {
@@ -96,7 +141,7 @@ func (c *controller) mountRoot(ctx context.Context) (*os.File, func(), error) {
 	go func() {
 		// Never unlocked: the thread has a namespace of its own and ends with this goroutine.
 		goruntime.LockOSThread()
-		dir, err := mountAlone(at, layers[0].Type, layers[0].Source, layers[0].Options, spec)
+		dir, err := mountAlone(at, overlay, spec)
 		result <- opened{dir, err}
 		if err == nil {
 			<-release
@@ -111,7 +156,7 @@ func (c *controller) mountRoot(ctx context.Context) (*os.File, func(), error) {
 }
 
 // mountAlone gives the calling thread a mount namespace and mounts a container's file systems there.
-func mountAlone(at, fstype, source string, options []string, spec *specs.Spec) (*os.File, error) {
+func mountAlone(at string, overlay mount.Mount, spec *specs.Spec) (*os.File, error) {
 	if err := unix.Unshare(unix.CLONE_NEWNS | unix.CLONE_FS); err != nil {
 		return nil, fmt.Errorf("make a mount namespace: %w", err)
 	}
@@ -120,7 +165,7 @@ func mountAlone(at, fstype, source string, options []string, spec *specs.Spec) (
 	}
 	var data []string
 	flags := uintptr(unix.MS_NODEV)
-	for _, o := range options {
+	for _, o := range overlay.Options {
 		switch o {
 		case "bind":
 			flags |= unix.MS_BIND
@@ -133,7 +178,7 @@ func mountAlone(at, fstype, source string, options []string, spec *specs.Spec) (
 			data = append(data, o)
 		}
 	}
-	if err := unix.Mount(source, at, fstype, flags, strings.Join(data, ",")); err != nil {
+	if err := unix.Mount(overlay.Source, at, overlay.Type, flags, strings.Join(data, ",")); err != nil {
 		return nil, err
 	}
 	fd, err := unix.Open(at, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)

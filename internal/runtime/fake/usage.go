@@ -3,6 +3,7 @@ package fake
 import (
 	"context"
 	"os"
+	"path/filepath"
 	"syscall"
 
 	"github.com/skep-swarm/skep/internal/runtime"
@@ -87,6 +88,21 @@ func (c *controller) Root(ctx context.Context) (*os.File, func(), error) {
 		return nil, nil, err
 	}
 	return dir, func() { _ = dir.Close() }, nil
+}
+
+// Layers implements runtime.Controller: the container's root is its upper directory, over "lower" beside it.
+func (c *controller) Layers(ctx context.Context) (runtime.Layers, error) {
+	if err := ctx.Err(); err != nil {
+		return runtime.Layers{}, context.Cause(ctx)
+	}
+	if c.find() == nil {
+		return runtime.Layers{}, notFound(c.id)
+	}
+	if c.r.node.Files == nil {
+		return runtime.Layers{Upper: os.DevNull, Lower: []string{os.DevNull}}, nil
+	}
+	upper := c.r.node.Files(c.id)
+	return runtime.Layers{Upper: upper, Lower: []string{filepath.Join(filepath.Dir(upper), "lower")}}, nil
 }
 
 // runs returns the container when it runs.
