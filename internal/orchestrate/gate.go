@@ -130,12 +130,25 @@ func globalNode(t *model.Task) model.NodeID {
 	return 0
 }
 
-// lookAtGate opens the service's gate when what it waits for has come.
+// lookAtGate opens the service's gate when what it waits for has come, or when tasks of the template in force were let go
+// before it had one: then it holds nobody back any more, and who replaces them must not wait.
 func (p *planner) lookAtGate() {
 	if !gated(p.svc) {
 		return
 	}
-	if p.waits = closed(p.snap, p.svc); p.waits == "" {
+	if !p.wasLetGo() {
+		p.waits = closed(p.snap, p.svc)
+	}
+	if p.waits == "" {
 		p.opened = p.svc.Template
 	}
+}
+
+func (p *planner) wasLetGo() bool {
+	for t := range p.snap.Tasks(p.id) {
+		if t.Template == p.svc.Template && t.JobIteration == p.svc.JobIteration && t.Desired == model.StateRunning && !t.State.Terminal() {
+			return true
+		}
+	}
+	return false
 }

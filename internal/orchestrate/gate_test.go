@@ -164,3 +164,74 @@ func TestGateConditions(t *testing.T) {
 		}
 	}
 }
+
+// A condition that is added to what runs already holds nobody back: neither those that run, nor those that replace them.
+func TestGateOfWhatRuns(t *testing.T) {
+	w := newWorld(t, 1)
+	web := w.service(0, named("web", "", replicas(2)))
+	w.settle()
+	w.service(web, named("web", "db=service_healthy", replicas(3)))
+	w.settle()
+	if n, notice := w.countRunning(web), w.snap.Service(web).Notice; n != 3 || notice != "" {
+		t.Errorf("%d tasks run, want 3; notice %q", n, notice)
+	}
+	w.report(w.live(web)[0], model.StateFailed)
+	w.settle()
+	w.advance(6e9)
+	w.settle()
+	if n := w.countRunning(web); n != 3 {
+		t.Errorf("%d tasks run after one has failed, want 3", n)
+	}
+}
+
+// Behind a closed gate nobody takes over from a task that leaves a drained node, in whichever order: it goes on until the
+// gate opens, or until nobody waits for a drain any more.
+func TestGateAndDrain(t *testing.T) {
+	for _, order := range []string{"", "start-first"} {
+		t.Run(order, func(t *testing.T) {
+			w := newWorld(t, 2)
+			edit := func(env string) func(*swarm.ServiceSpec) {
+				return func(s *swarm.ServiceSpec) {
+					replicas(2)(s)
+					s.TaskTemplate.ContainerSpec.Env = []string{env}
+					if s.Labels = nil; order != "" {
+						s.Labels = map[string]string{orchestrate.DrainLabel: order}
+					}
+					if env != "" {
+						s.Labels = map[string]string{orchestrate.DrainLabel: order, orchestrate.DependsLabel: "db"}
+					}
+				}
+			}
+			web := w.service(0, edit(""))
+			w.settle()
+			old := w.snap.Service(web).Template
+			w.service(web, edit("V=2"))
+			w.drain(1)
+			for range 6 { // no time passes
+				w.plan()
+				w.obey()
+			}
+			for _, task := range w.live(web) {
+				if task.Template == old && task.State != model.StateRunning || task.Template != old && task.Desired == model.StateRunning {
+					t.Errorf("a task of template %d is %s and desired %s", task.Template, task.State, task.Desired)
+				}
+			}
+			if n := w.countRunning(web); n != 2 {
+				t.Fatalf("%d tasks run behind the gate, want 2", n)
+			}
+			w.service(0, func(s *swarm.ServiceSpec) { replicas(1)(s); s.Name = "db" })
+			for range 5 {
+				w.settle()
+				w.advance(6e9)
+			}
+			for _, task := range w.live(web) {
+				if task.Node != 2 || task.State != model.StateRunning || task.Template == old {
+					t.Errorf("a task of template %d is %s on node %d", task.Template, task.State, task.Node)
+				}
+			}
+			if n := w.countRunning(web); n != 2 {
+				t.Errorf("%d tasks run at last, want 2", n)
+			}
+		})
+	}
+}

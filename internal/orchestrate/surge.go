@@ -61,7 +61,7 @@ func (p *planner) surge(s *slot, leaving, good []*model.Task) bool {
 			return false // it failed and waits for its own delay
 		}
 		desired := model.StateReady
-		if startFirst {
+		if startFirst && p.waits == "" {
 			desired = model.StateRunning
 		}
 		t := p.newTask(s, desired, p.now)
@@ -71,9 +71,14 @@ func (p *planner) surge(s *slot, leaving, good []*model.Task) bool {
 		return true
 	}
 	heir := good[len(good)-1]
+	if startFirst && p.waits == "" && heir.Desired < model.StateRunning && p.now >= heir.StartAt {
+		p.out.add(desire(heir, model.StateRunning)) // it was held back by the gate
+		p.out.while(last)
+		return true
+	}
 	enough := model.StateReady
-	if startFirst {
-		enough = model.StateRunning
+	if startFirst || p.waits != "" {
+		enough = model.StateRunning // behind a closed gate nobody can take over
 	}
 	if heir.State < enough && heir.State != model.StatePending {
 		p.wake(p.node(last.Node).node.UpdatedAt + surgeLimit)

@@ -86,6 +86,7 @@ func (j *judge) takeUp(base *state.Snapshot) {
 	clear(j.freed)
 	clear(j.bases)
 	clear(j.downAt)
+	clear(j.waiting)
 	for a, r := range j.rests {
 		switch {
 		case !base.Resting(a, base.Time()):

@@ -24,13 +24,15 @@ type judge struct {
 
 	downAt map[model.NodeID]model.Time // since when nodes are down by the log
 
+	waiting map[model.ServiceID]*gate // services that depend on others
+
 	passes, batches int // of leaders, so far
 }
 
 func newJudge(w *world) *judge {
 	return &judge{w: w, addrs: map[netip.Addr]model.TaskID{}, rests: map[netip.Addr]rest{}, freed: map[model.NodeID]netip.Addr{},
 		bases: map[[16]byte]*state.Snapshot{}, rolled: map[model.TaskID]bool{}, chain: map[model.TaskID][]model.Time{},
-		downAt: map[model.NodeID]model.Time{}}
+		downAt: map[model.NodeID]model.Time{}, waiting: map[model.ServiceID]*gate{}}
 }
 
 // step is one agreed entry.
@@ -73,6 +75,7 @@ func (j *judge) committed(before, after *state.Snapshot, b *model.Batch, out *mo
 		j.nets(s)
 	}
 	j.brake(s)
+	j.gates(s)
 	for _, id := range sortedKeys(services) {
 		j.slots(s, id)
 	}
@@ -104,6 +107,9 @@ func (j *judge) task(s *step, id model.TaskID) {
 		if b.Node != 0 && b.State >= model.StateAssigned && (a.Node != b.Node || a.Gateway4 != b.Gateway4) {
 			j.w.fail("law: a task is placed once: %s moved from node %d to %d", short(id), b.Node, a.Node)
 		}
+	}
+	if a != nil && a.Desired == model.StateRunning && (b == nil || b.Desired < model.StateRunning) {
+		j.letGo(s, a)
 	}
 	switch was, is := b != nil && booked(b), a != nil && booked(a); {
 	case was && !is:
@@ -325,7 +331,7 @@ func (j *judge) planned(m *member, plan []*model.Batch) {
 	j.passes++
 	j.batches += len(plan)
 	const settles = model.Time(100 * time.Millisecond) // a refused transaction rests before it is planned again
-	if len(plan) > 0 || len(m.watch) > 0 || m.now()-m.refused < settles || j.w.opt.Mutation == ParallelismOff {
+	if len(plan) > 0 || len(m.watch) > 0 || m.now()-m.refused < settles || j.w.mut.lies() {
 		return
 	}
 	full := m.planner.Afresh(m.snap)

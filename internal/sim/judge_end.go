@@ -97,6 +97,8 @@ func (j *judge) containers(s *state.Snapshot) string {
 		}
 		if h := j.w.host(t.Node); h == nil || h.tasks[t.ID] == nil || !h.tasks[t.ID].running {
 			return fmt.Sprintf("%s is running by the state, and no container of it runs on node %d", short(t.ID), t.Node)
+		} else if is := h.tasks[t.ID].st.Health; t.Health != is {
+			return fmt.Sprintf("%s is %s by the state, and %s on node %d", short(t.ID), t.Health, is, t.Node)
 		}
 	}
 	return ""
@@ -110,7 +112,12 @@ func templateOf(t *model.Task) model.TemplateID {
 }
 
 func (j *judge) service(s *state.Snapshot, svc *model.Service) string {
-	slots, done, waits, old := map[slotKey]bool{}, map[slotKey]bool{}, false, ""
+	slots, done, old := map[slotKey]bool{}, map[slotKey]bool{}, ""
+	shut, why := j.shut(s, svc)
+	if why != "" {
+		return why
+	}
+	waits := shut
 	for t := range s.Tasks(svc.ID) {
 		switch {
 		case t.JobIteration == svc.JobIteration && t.State == model.StateComplete:
@@ -121,6 +128,8 @@ func (j *judge) service(s *state.Snapshot, svc *model.Service) string {
 				return why
 			}
 			waits = true
+			slots[slotOf(t)] = true
+		case shut && t.Desired == model.StateReady && t.State == model.StateReady:
 			slots[slotOf(t)] = true
 		case t.Desired < model.StateRunning || t.State != model.StateRunning:
 			return fmt.Sprintf("%s is %s and desired %s", short(t.ID), t.State, t.Desired)

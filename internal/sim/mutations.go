@@ -6,6 +6,7 @@ import (
 	"github.com/moby/moby/api/types/swarm"
 
 	"github.com/skep-swarm/skep/internal/model"
+	"github.com/skep-swarm/skep/internal/orchestrate"
 	"github.com/skep-swarm/skep/internal/state"
 )
 
@@ -24,11 +25,13 @@ const (
 	NoQuarantine Mutation = "no-quarantine"
 	// DroppedReport acknowledges a report now and then that nobody wrote down.
 	DroppedReport Mutation = "dropped-report"
+	// OpenGate does not show the planner what services depend on.
+	OpenGate Mutation = "open-gate"
 )
 
 // Mutations are all of them.
 func Mutations() []Mutation {
-	return []Mutation{MissingGuard, LostTimer, ParallelismOff, NoQuarantine, DroppedReport}
+	return []Mutation{MissingGuard, LostTimer, ParallelismOff, NoQuarantine, DroppedReport, OpenGate}
 }
 
 // mutator stands where a mutation acts; without one it passes everything on as it is.
@@ -39,16 +42,15 @@ type mutator struct {
 
 // snapshot is what the planner sees.
 func (x *mutator) snapshot(s *state.Snapshot) *state.Snapshot {
-	if x.kind != ParallelismOff {
+	if !x.lies() {
 		return s
 	}
 	out := s
 	for svc := range s.Services() {
 		spec, err := model.ParseSpec[swarm.ServiceSpec](svc.Current().Spec.Raw)
-		if err != nil || spec.Typed.UpdateConfig == nil || spec.Typed.UpdateConfig.Parallelism == 0 {
+		if err != nil || !x.lie(spec.Typed) {
 			continue
 		}
-		spec.Typed.UpdateConfig.Parallelism++
 		seen, err := model.MakeSpec(spec.Typed)
 		if err != nil {
 			continue
@@ -58,6 +60,23 @@ func (x *mutator) snapshot(s *state.Snapshot) *state.Snapshot {
 		}
 	}
 	return out
+}
+
+// lies reports whether the planner sees something else than there is.
+func (x *mutator) lies() bool { return x.kind == ParallelismOff || x.kind == OpenGate }
+
+// lie changes what the planner sees of a service, or nothing.
+func (x *mutator) lie(s *swarm.ServiceSpec) bool {
+	if x.kind == OpenGate {
+		depends := s.Labels[orchestrate.DependsLabel]
+		delete(s.Labels, orchestrate.DependsLabel)
+		return depends != ""
+	}
+	if s.UpdateConfig == nil || s.UpdateConfig.Parallelism == 0 {
+		return false
+	}
+	s.UpdateConfig.Parallelism++
+	return true
 }
 
 // batch is what goes to the log instead of the planner's batch.

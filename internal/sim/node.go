@@ -247,7 +247,7 @@ func (n *node) report() {
 		if t == nil || t.st.State < model.StateAccepted || t.st.State > model.StateRejected {
 			continue
 		}
-		r.Tasks = append(r.Tasks, model.TaskReport{Task: id, State: t.st.State, Message: t.st.Message, Err: t.st.Err, PID: t.st.PID, ExitCode: t.st.ExitCode})
+		r.Tasks = append(r.Tasks, model.TaskReport{Task: id, State: t.st.State, Message: t.st.Message, Err: t.st.Err, PID: t.st.PID, ExitCode: t.st.ExitCode, Health: t.st.Health})
 	}
 	if len(r.Tasks) == 0 {
 		n.sent = nil

@@ -14,6 +14,7 @@ import (
 // Behaviours of images: what their containers do.
 const (
 	imageGood     = "good"     // runs until it is stopped
+	imageChecked  = "checked"  // the same, with a health check
 	imageSlow     = "slow"     // takes long to pull
 	imageCrash    = "crash"    // runs for a while, then fails
 	imageExit     = "exit"     // runs for a while, then has done its work
@@ -173,6 +174,7 @@ func (t *task) Start(context.Context) (int, error) {
 	t.running, t.exited = true, false
 	w.note("t%d.%d: container starts on node %d", uint64(t.id.Service), t.id.Num, uint64(t.n.id))
 	w.judge.started(t)
+	t.check()
 	switch b := behaviour(t.order.image); {
 	case b == imageCrash, b == imageFlaky && w.fault(.5):
 		t.endAfter(w.between(100*ms, 20*second), 1)
@@ -210,9 +212,6 @@ func (t *task) Wait(context.Context) (runtime.Exit, error) {
 	}
 	return t.exit, nil
 }
-
-// Healthy: no image of the simulator asks for a health check.
-func (t *task) Healthy(context.Context) (runtime.Exit, bool, error) { return runtime.Exit{}, true, nil }
 
 func (t *task) Ended(context.Context) (runtime.Exit, bool) { return t.exit, t.exited }
 

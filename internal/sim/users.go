@@ -70,14 +70,10 @@ func (u *users) act() {
 		u.revise(m, id, "update", func(s *swarm.ServiceSpec) { s.TaskTemplate.ContainerSpec.Image = u.image(s) })
 	case pick < 62:
 		u.revise(m, id, "scale", func(s *swarm.ServiceSpec) { u.scale(s) })
+	case w.chance(.04):
+		u.revise(m, id, "depend", func(s *swarm.ServiceSpec) { u.depend(m, s) })
 	case pick < 68:
-		u.revise(m, id, "configure", func(s *swarm.ServiceSpec) {
-			if s.UpdateConfig != nil {
-				s.UpdateConfig.Parallelism = uint64(w.rng.IntN(4))
-			}
-			orders := []string{"", "start-first", "stop-first"}
-			s.Labels = map[string]string{"n": fmt.Sprint(w.rng.IntN(9)), orchestrate.DrainLabel: orders[w.rng.IntN(len(orders))]}
-		})
+		u.revise(m, id, "configure", u.configure)
 	case pick < 71:
 		u.rollback(m, id)
 	case pick < 74:
@@ -91,6 +87,15 @@ func (u *users) act() {
 	default:
 		u.node(m)
 	}
+}
+
+// configure changes what restarts nothing.
+func (u *users) configure(s *swarm.ServiceSpec) {
+	if s.UpdateConfig != nil {
+		s.UpdateConfig.Parallelism = uint64(u.w.rng.IntN(4))
+	}
+	orders := []string{"", "start-first", "stop-first"}
+	label(s, map[string]string{"n": fmt.Sprint(u.w.rng.IntN(9)), orchestrate.DrainLabel: orders[u.w.rng.IntN(len(orders))]})
 }
 
 func guarded(m *member, id model.ServiceID) []model.Guard {
@@ -108,6 +113,9 @@ func (u *users) write(m *member, what string, guards []model.Guard, changes ...m
 func (u *users) image(s *swarm.ServiceSpec) string {
 	u.names++
 	kind := imageGood
+	if u.w.chance(.25) {
+		kind = imageChecked
+	}
 	if u.w.fault(u.w.cfg.trouble) {
 		kinds := []string{imageCrash, imageExit, imageFlaky, imageBad, imageBadStart, imageSlow}
 		kind = kinds[u.w.rng.IntN(len(kinds))]
@@ -163,6 +171,13 @@ func (u *users) create(m *member) {
 		s.EndpointSpec = &swarm.EndpointSpec{Ports: []swarm.PortConfig{p}}
 	}
 	u.policies(&s)
+	if w.chance(.3) {
+		s.Name = stack + "_" + s.Name
+		label(&s, map[string]string{stackLabel: stack})
+	}
+	if w.chance(.3) {
+		u.depend(m, &s)
+	}
 	if w.chance(.6) {
 		u.attach(m, &s)
 	}
@@ -302,121 +317,5 @@ func (u *users) steer(m *member, id model.ServiceID) {
 		if c, err := orchestrate.Resume(svc, at); err == nil {
 			u.write(m, "resume", guards, c)
 		}
-	}
-}
-
-// history changes how many old tasks the swarm keeps.
-func (u *users) history(m *member) {
-	c := *m.snap.Cluster()
-	limits := []int64{0, 1, 5, 10}
-	spec := *c.Spec.Typed
-	spec.Orchestration.TaskHistoryRetentionLimit = &limits[u.w.rng.IntN(len(limits))]
-	made, err := model.MakeSpec(&spec)
-	if err != nil {
-		u.w.fail("the swarm's spec cannot be made: %v", err)
-		return
-	}
-	c.Spec = made
-	u.write(m, "history limit", []model.Guard{{Key: model.ClusterKey(), Group: model.GroupSpec, Version: c.SpecVersion}}, model.Change{PutCluster: &c})
-}
-
-func (u *users) manyDown(m *member) bool {
-	down := 0
-	for n := range m.snap.Nodes() {
-		if n.State == swarm.NodeStateDown {
-			down++
-		}
-	}
-	return down > 1
-}
-
-// acceptLoss says that nodes that are down are lost.
-func (u *users) acceptLoss(m *member) {
-	c := *m.snap.Cluster()
-	c.LossAccepted = max(m.wall(), m.snap.Time())
-	u.write(m, "accept loss", []model.Guard{{Key: model.ClusterKey(), Group: model.GroupSpec, Version: c.SpecVersion}}, model.Change{PutCluster: &c})
-}
-
-// missing removes nodes that the state knows and that are gone for good: a swarm that was taken up again from an
-// older state may have some.
-func (u *users) missing() {
-	w := u.w
-	m := w.log.leader
-	if m == nil {
-		w.after(senderUser, second, u.missing)
-		return
-	}
-	for n := range m.snap.Nodes() {
-		if h := w.host(n.ID); h == nil || h.gone {
-			u.write(m, "remove node", nil, model.Change{DeleteNode: n.ID})
-			w.after(senderUser, second, u.missing)
-			return
-		}
-	}
-}
-
-// node changes some node: drain, pause, activate, another label; or it removes one that is down.
-func (u *users) node(m *member) {
-	w := u.w
-	var ids []model.NodeID
-	for n := range m.snap.Nodes() {
-		ids = append(ids, n.ID)
-	}
-	n := m.snap.Node(ids[w.rng.IntN(len(ids))])
-	if (n.State == swarm.NodeStateDown || w.chance(.05)) && len(ids) > 2 && w.chance(.3) {
-		u.write(m, "remove node", nil, model.Change{DeleteNode: n.ID})
-		if len(w.nodes) < 8 {
-			w.after(senderUser, w.between(second, 10*second), w.join)
-		}
-		return
-	}
-	spec := n.Spec
-	switch w.rng.IntN(6) {
-	case 0:
-		spec.Availability = swarm.NodeAvailabilityDrain
-	case 1:
-		spec.Availability = swarm.NodeAvailabilityPause
-	case 2, 3, 4:
-		spec.Availability = swarm.NodeAvailabilityActive
-	default:
-		spec.Labels = map[string]string{"zone": fmt.Sprint(w.rng.IntN(2))}
-	}
-	u.setNode(m, n, spec)
-}
-
-func (u *users) setNode(m *member, n *model.Node, spec swarm.NodeSpec) {
-	u.write(m, "update node", []model.Guard{{Key: model.NodeKey(n.ID), Group: model.GroupSpec, Version: n.SpecVersion}},
-		model.Change{SetNodeSpec: &model.NodeSpecSet{Node: n.ID, Spec: spec}})
-}
-
-// mend ends what troubles the swarm by the users' own will: services whose containers do not run,
-// and nodes that are not available. It is asked again until there is nothing left to mend.
-func (u *users) mend() {
-	w := u.w
-	m := w.log.leader
-	if m == nil {
-		w.after(senderUser, second, u.mend)
-		return
-	}
-	todo := false
-	u.missing()
-	for s := range m.snap.Services() {
-		job := s.JobIteration != 0
-		image := behaviour(s.Spec().TaskTemplate.ContainerSpec.Image)
-		if job && image != imageExit || !job && image != imageGood {
-			todo = true
-			u.revise(m, s.ID, "mend", func(spec *swarm.ServiceSpec) { spec.TaskTemplate.ContainerSpec.Image = u.image(spec) })
-		}
-	}
-	for n := range m.snap.Nodes() {
-		if n.Spec.Availability != swarm.NodeAvailabilityActive {
-			todo = true
-			spec := n.Spec
-			spec.Availability = swarm.NodeAvailabilityActive
-			u.setNode(m, n, spec)
-		}
-	}
-	if todo {
-		w.after(senderUser, second, u.mend)
 	}
 }
