@@ -71,8 +71,13 @@ func (p *planner) surge(s *slot, leaving, good []*model.Task) bool {
 		return true
 	}
 	heir := good[len(good)-1]
-	if startFirst && p.waits == "" && heir.Desired < model.StateRunning && p.now >= heir.StartAt {
-		p.out.add(desire(heir, model.StateRunning)) // it was held back by the gate
+	if startFirst && p.waits == "" && heir.Desired < model.StateRunning {
+		// It was held back by the gate, or follows one that failed.
+		if p.now < heir.StartAt {
+			p.wake(heir.StartAt)
+			return false
+		}
+		p.out.add(desire(heir, model.StateRunning))
 		p.out.while(last)
 		return true
 	}
