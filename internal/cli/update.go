@@ -24,7 +24,10 @@ The way back is a rollout of its own, by the service's rollback settings.`,
   skep service rollback --to 3 web     # see 'skep service history web'`,
 		RunE: func(cmd *cobra.Command, names []string) error {
 			path := servicePath(names[0], "rollback")
-			if to != 0 {
+			if cmd.Flags().Changed("to") {
+				if to == 0 {
+					return usageError{fmt.Errorf("revisions are numbered from 1: see 'skep service history %s'", names[0])}
+				}
 				path += "?to=" + strconv.FormatUint(to, 10)
 			}
 			return c.write(cmd, names[0], path)

@@ -12,6 +12,7 @@ import (
 	"github.com/moby/moby/api/types/mount"
 	"github.com/moby/moby/api/types/swarm"
 	"github.com/skep-swarm/skep/internal/model"
+	"github.com/skep-swarm/skep/internal/schedule"
 	"github.com/skep-swarm/skep/internal/volumes"
 )
 
@@ -34,6 +35,9 @@ func admitPlacement(s *swarm.ServiceSpec) error {
 	for _, pref := range p.Preferences {
 		if pref.Spread == nil || pref.Spread.SpreadDescriptor == "" {
 			return model.Invalidf("invalid placement preference: %q", "")
+		}
+		if !schedule.ValidSpread(pref.Spread.SpreadDescriptor) {
+			return invalid("placement preference '%s': tasks are spread over node.labels.NAME or engine.labels.NAME", pref.Spread.SpreadDescriptor)
 		}
 	}
 	return nil

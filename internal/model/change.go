@@ -137,6 +137,8 @@ type NewRevision struct {
 	JobIteration uint64 `cbor:"7,keyasint,omitempty"`
 	// RegistryAuth replaces what nodes pull the image with; nil means nothing.
 	RegistryAuth Credentials `cbor:"8,keyasint,omitempty"`
+	// Reason is why the revision was made, when the batch's reason does not say it.
+	Reason string `cbor:"9,keyasint,omitempty"`
 }
 
 // UpdateSet is the state of a rollout.

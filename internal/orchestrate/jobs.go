@@ -47,7 +47,8 @@ func (p *planner) replicatedJob(tasks []*model.Task) {
 	}
 }
 
-// completions is how often a job must complete, and how many tasks may be at it at once.
+// completions is how often a job must complete, and how many tasks may be at it at once: with a concurrency of 0 all of
+// them, as a parallelism of 0 means.
 func (p *planner) completions() (total, concurrent int) {
 	job := p.svc.Spec().Mode.ReplicatedJob
 	concurrent = 1
@@ -57,6 +58,9 @@ func (p *planner) completions() (total, concurrent int) {
 	total = concurrent
 	if job.TotalCompletions != nil {
 		total = int(min(*job.TotalCompletions, maxSlots))
+	}
+	if concurrent == 0 {
+		concurrent = total
 	}
 	return total, concurrent
 }

@@ -196,7 +196,9 @@ func (r *rollout) react() {
 		return
 	}
 	if r.config.action == swarm.UpdateFailureActionRollback {
-		if rev := Rollback(p.svc, "update rolled back due to failure or early termination of task "+id, p.snap.Time()); rev != nil {
+		why := "update rolled back due to failure or early termination of task " + id
+		if rev := Rollback(p.svc, why, p.snap.Time()); rev != nil {
+			rev.Reason = why
 			p.out.add(model.Change{NewRevision: rev})
 			return
 		}

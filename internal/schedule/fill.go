@@ -243,15 +243,30 @@ func (c *columns) split(b *branch, labels []string) {
 	}
 }
 
+// ValidSpread reports whether a spread descriptor names a label of nodes.
+func ValidSpread(descriptor string) bool {
+	_, _, ok := spreadLabel(descriptor)
+	return ok
+}
+
+func spreadLabel(descriptor string) (name string, engine, ok bool) {
+	for _, kind := range []string{"node.labels.", "engine.labels."} {
+		if len(descriptor) > len(kind) && strings.EqualFold(descriptor[:len(kind)], kind) {
+			return descriptor[len(kind):], kind == "engine.labels.", true
+		}
+	}
+	return "", false, false
+}
+
 // labelValue reads the label that a spread descriptor names; nodes without it are a branch of
 // their own.
 func labelValue(n *model.Node, descriptor string) string {
-	const node, engine = "node.labels.", "engine.labels."
+	name, engine, ok := spreadLabel(descriptor)
 	switch {
-	case len(descriptor) > len(node) && strings.EqualFold(descriptor[:len(node)], node):
-		return n.Spec.Labels[descriptor[len(node):]]
-	case len(descriptor) > len(engine) && strings.EqualFold(descriptor[:len(engine)], engine):
-		return n.Description.Engine.Labels[descriptor[len(engine):]]
+	case !ok:
+		return ""
+	case engine:
+		return n.Description.Engine.Labels[name]
 	}
-	return ""
+	return n.Spec.Labels[name]
 }

@@ -2,6 +2,7 @@ package state
 
 import (
 	"bytes"
+	"cmp"
 	"slices"
 
 	"github.com/moby/moby/api/types/swarm"
@@ -41,7 +42,7 @@ func (w *writer) newRevision(c *model.NewRevision) error {
 		num = old.Current().Num + 1
 		w.releasePorts(old)
 	}
-	rev := &model.Revision{Num: num, Spec: c.Spec, Template: tid, At: w.now, Actor: w.batch.Actor, Reason: w.batch.Reason, RegistryAuth: c.RegistryAuth}
+	rev := &model.Revision{Num: num, Spec: c.Spec, Template: tid, At: w.now, Actor: w.batch.Actor, Reason: cmp.Or(c.Reason, w.batch.Reason), RegistryAuth: c.RegistryAuth}
 	if old == nil || rev.Template != old.Template || !bytes.Equal(rev.Spec.Raw, old.Current().Spec.Raw) {
 		// A spec that changes nothing must not push others out of the history.
 		n.Revisions = append(slices.Clone(n.Revisions), rev)
