@@ -312,8 +312,9 @@ func readSize(r *request) (height, width uint16, err error) {
 func (s *Server) getExec(r *request, e *execSession) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	// As in Docker it runs from when its start was accepted, which a client knows by the head of the answer; its PID comes a moment later.
 	out := container.ExecInspectResponse{
-		ID: e.id, Running: e.process != nil && e.code == nil, ExitCode: e.code, OpenStdin: e.stdin, OpenStdout: e.stdout, OpenStderr: e.stderr,
+		ID: e.id, Running: e.begun && e.code == nil, ExitCode: e.code, OpenStdin: e.stdin, OpenStdout: e.stdout, OpenStderr: e.stderr,
 		CanRemove: e.code != nil, ContainerID: e.container, DetachKeys: e.detachKeys,
 		ProcessConfig: &container.ExecProcessConfig{Tty: e.spec.TTY, Entrypoint: e.spec.Args[0], Arguments: e.spec.Args[1:], Privileged: &e.spec.Privileged, User: e.spec.User},
 	}

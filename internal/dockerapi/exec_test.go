@@ -101,9 +101,10 @@ func TestExecStreams(t *testing.T) {
 		if head := conn.head(t); head != test.head {
 			t.Errorf("%+v: head %q", test, head)
 		}
-		if e := inspectExec(t, c, id); !e.Running || e.Pid == 0 {
+		if e := inspectExec(t, c, id); !e.Running {
 			t.Errorf("running: %+v", e)
 		}
+		waitFor(t, func() bool { return inspectExec(t, c, id).Pid != 0 })
 		fmt.Fprintf(conn, "honey\n")
 		// The end of the input is not the end of the output.
 		if err := conn.Conn.(*net.UnixConn).CloseWrite(); err != nil {

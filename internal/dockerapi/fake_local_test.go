@@ -40,7 +40,7 @@ func (f *fake) LoadImages(_ context.Context, archive io.Reader, progress func(st
 	}
 	sum := sha256.Sum256(data)
 	img := Image{ID: "sha256:" + hex.EncodeToString(sum[:]), Digest: "sha256:" + hex.EncodeToString(sum[:]), Names: []string{name}, Size: 4 << 20,
-		Created: f.now().Add(-time.Hour), OS: "linux", Architecture: "amd64", Layers: []string{"sha256:aa"},
+		Created: f.now().Truncate(24 * time.Hour), OS: "linux", Architecture: "amd64", Layers: []string{"sha256:aa"},
 		Config:  json.RawMessage(`{"Cmd":["/bin/web"],"Env":["PATH=/bin"]}`),
 		History: []ImageLayer{{Created: f.now().Add(-time.Hour), CreatedBy: "COPY web /bin/web", Size: 4 << 20}}}
 	f.mu.Lock()

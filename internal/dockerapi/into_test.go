@@ -3,11 +3,14 @@ package dockerapi
 import (
 	"archive/tar"
 	"bufio"
+	"context"
 	"encoding/json"
 	"io"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/moby/moby/api/types/container"
 	"github.com/skep-swarm/skep/internal/model"
@@ -144,6 +147,58 @@ func TestKillStopWait(t *testing.T) {
 		if w := call(s, "POST", "/containers/web.1/"+action, ""); w.Code != http.StatusForbidden || !strings.Contains(message(t, w), "belongs to a task: ") {
 			t.Errorf("%s: %d %s", action, w.Code, w.Body)
 		}
+	}
+}
+
+// onHead does something when the head of an answer is sent.
+type onHead struct {
+	*httptest.ResponseRecorder
+	do func()
+}
+
+func (h *onHead) WriteHeader(code int) {
+	h.ResponseRecorder.WriteHeader(code)
+	h.do()
+}
+
+// A client that knows by the head of the answer that it is waited for may kill the container at once: that is the next exit.
+func TestWaitHead(t *testing.T) {
+	for _, cond := range []string{"", "not-running", "next-exit"} {
+		s, f, id := oneTask(t)
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+		defer cancel()
+		w := &onHead{httptest.NewRecorder(), func() { f.node.End(id, runtime.Exit{Code: 9}) }}
+		s.ServeHTTP(w, httptest.NewRequestWithContext(ctx, "POST", "/containers/"+id+"/wait?condition="+cond, nil))
+		var out container.WaitResponse
+		if err := json.Unmarshal(w.Body.Bytes(), &out); err != nil || w.Code != 200 || out.StatusCode != 9 || out.Error != nil {
+			t.Errorf("%q: %d %q, %v", cond, w.Code, w.Body, err)
+		}
+	}
+}
+
+// An exec runs from the head of its answer on, however long its process takes to start.
+func TestExecHead(t *testing.T) {
+	s, _, _ := oneTask(t)
+	e := &execSession{spec: runtime.ExecSpec{Args: []string{"slow"}}}
+	if err := s.execs.add(e, 1); err != nil {
+		t.Fatal(err)
+	}
+	running := func() bool {
+		var out container.ExecInspectResponse
+		decode(t, call(s, "GET", "/exec/"+e.id+"/json", "").Body, &out)
+		return out.Running
+	}
+	if running() {
+		t.Error("it runs before its start")
+	}
+	if err := e.begin(); err != nil {
+		t.Fatal(err)
+	}
+	if !running() {
+		t.Error("it does not run when its start is accepted")
+	}
+	if e.end(126, s.now()); running() {
+		t.Error("it runs after its start failed")
 	}
 }
 

@@ -183,10 +183,14 @@ func (s *Server) waitContainer(r *request, c *Container) error {
 	if err != nil {
 		return err
 	}
-	r.w.Header().Set("Content-Type", "application/json")
+	// Whether it runs is read before the head is sent: what the client does then, it does to a container that is waited for.
+	st, err := ctl.Status(r.ctx())
+	if err != nil {
+		return containerError(c, err)
+	}
 	out := newJSONStream(r)
 	out.start()
-	exit, err := awaitCondition(r.ctx(), ctl, cond)
+	exit, err := awaitCondition(r.ctx(), ctl, st, cond)
 	if r.ctx().Err() != nil {
 		return nil //nolint:nilerr // the client is gone
 	}
@@ -198,19 +202,15 @@ func (s *Server) waitContainer(r *request, c *Container) error {
 	return out.err
 }
 
-// awaitCondition waits until a container is as a client wants it. One that ended does not start again: its next exit never comes, but
-// its removal does.
-func awaitCondition(ctx context.Context, ctl Control, cond container.WaitCondition) (runtime.Exit, error) {
-	st, err := ctl.Status(ctx)
-	if err != nil {
-		return runtime.Exit{}, err
-	}
-	exit := st.Exit
+// awaitCondition waits until a container, which was as st says, is as a client wants it. One that ended does not start again: its next
+// exit never comes, but its removal does.
+func awaitCondition(ctx context.Context, ctl Control, st runtime.Status, cond container.WaitCondition) (exit runtime.Exit, err error) {
+	exit = st.Exit
 	switch {
 	case st.State == runtime.Exited && cond == container.WaitConditionNextExit:
 		cond = container.WaitConditionRemoved
 	case st.State == runtime.Created && (cond == "" || cond == container.WaitConditionNotRunning):
-		return runtime.Exit{}, nil
+		return exit, nil
 	case st.State != runtime.Exited:
 		if exit, err = ctl.Wait(ctx); err != nil {
 			return exit, err
