@@ -73,8 +73,8 @@ func (v *progressView) draw(st *stackStatus) {
 
 func (v *progressView) end() { v.lines = 0 }
 
-func (v *progressView) done(name string) {
+func (v *progressView) say(line string) {
 	if !v.quiet {
-		fmt.Fprintf(v.out, "stack %s is up\n", name)
+		fmt.Fprintln(v.out, line)
 	}
 }

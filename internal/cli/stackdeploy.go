@@ -270,14 +270,17 @@ func (c *cli) registryAuths() (map[string]string, error) {
 	return out, nil
 }
 
-// waiting says whether and how long to wait until a stack runs.
+// waiting says whether and how long to wait until a stack is as it shall be.
 type waiting struct {
 	detach, quiet bool
 	timeout       time.Duration
+	// until is what is waited for, in the flags' words.
+	until string
 }
 
 func (w *waiting) register(cmd *cobra.Command) {
-	cmd.Flags().BoolVarP(&w.detach, "detach", "d", false, "do not wait until it runs")
+	until := cmp.Or(w.until, "it runs")
+	cmd.Flags().BoolVarP(&w.detach, "detach", "d", false, "do not wait until "+until)
 	cmd.Flags().BoolVarP(&w.quiet, "quiet", "q", false, "no progress")
-	cmd.Flags().DurationVar(&w.timeout, "timeout", 10*time.Minute, "how long to wait until it runs")
+	cmd.Flags().DurationVar(&w.timeout, "timeout", 10*time.Minute, "how long to wait until "+until)
 }

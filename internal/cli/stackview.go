@@ -1,7 +1,6 @@
 package cli
 
 import (
-	"context"
 	"encoding/json"
 	"fmt"
 	"net/http"
@@ -10,12 +9,9 @@ import (
 	"time"
 
 	"github.com/docker/go-units"
-	"github.com/moby/moby/client"
 	"github.com/skep-swarm/skep/internal/compose"
 	"github.com/spf13/cobra"
 )
-
-const stackNamespace = "com.docker.stack.namespace"
 
 type stackSummary struct {
 	Name      string
@@ -70,9 +66,9 @@ func (c *cli) stackServices() *cobra.Command {
 				if s.Converged {
 					why = ""
 				}
-				rows = append(rows, row{s.ID, []string{l.short(s.ID), s.Name, s.Mode, fmt.Sprintf("%d/%d", s.progress(), s.Desired), s.Image, l.clip(why, 60)}, s})
+				rows = append(rows, row{s.ID, []string{l.short(s.ID), s.Name, s.Mode, fmt.Sprintf("%d/%d", s.progress(), s.Desired), s.Image, ports(s.Ports), l.clip(why, 60)}, s})
 			}
-			return l.print(cmd.OutOrStdout(), []string{"ID", "NAME", "MODE", "REPLICAS", "IMAGE", "WAITS FOR"}, rows)
+			return l.print(cmd.OutOrStdout(), []string{"ID", "NAME", "MODE", "REPLICAS", "IMAGE", "PORTS", "WAITS FOR"}, rows)
 		},
 	}
 	l.flags(cmd)
@@ -113,73 +109,6 @@ func (c *cli) stackPs() *cobra.Command {
 	l.flags(cmd)
 	cmd.Flags().StringArrayVarP(&filter, "filter", "f", nil, "show only what matches, KEY=VALUE (desired-state, id, name, node)")
 	return cmd
-}
-
-func (c *cli) stackRm() *cobra.Command {
-	var quiet, volumes bool
-	cmd := &cobra.Command{
-		Use: "rm STACK…", Aliases: []string{"remove", "down"}, Short: "Remove stacks with their services, networks, secrets and configs", Args: args(cobra.MinimumNArgs(1)),
-		Long: `Removes all that belongs to the stacks, and their history. Volumes hold data and stay, but for those on this
-node with --volumes.`,
-		Example: `  skep stack rm shop
-  skep stack rm --volumes shop`,
-		ValidArgsFunction: c.stackNames,
-		RunE: func(cmd *cobra.Command, names []string) error {
-			for _, name := range names {
-				if _, err := c.steps(cmd, http.MethodDelete, stackPath(name, ""), nil, quiet); err != nil {
-					return err
-				}
-				if volumes {
-					if err := c.removeVolumes(cmd, name, quiet); err != nil {
-						return err
-					}
-				}
-			}
-			return nil
-		},
-	}
-	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "no progress")
-	cmd.Flags().BoolVar(&volumes, "volumes", false, "remove the stack's volumes on this node, too, with their data")
-	return cmd
-}
-
-// volumeWait bounds how long tasks that end keep their volumes from being removed.
-const volumeWait = time.Minute
-
-func (c *cli) removeVolumes(cmd *cobra.Command, stack string, quiet bool) error {
-	cl, err := c.connect()
-	if err != nil {
-		return err
-	}
-	ctx, cancel := context.WithTimeout(cmd.Context(), volumeWait)
-	defer cancel()
-	f, err := filters([]string{"label=" + stackNamespace + "=" + stack})
-	if err != nil {
-		return err
-	}
-	list, err := cl.VolumeList(ctx, client.VolumeListOptions{Filters: f})
-	if err != nil {
-		return c.explain(err)
-	}
-	for _, v := range list.Items {
-		for {
-			_, err := cl.VolumeRemove(ctx, v.Name, client.VolumeRemoveOptions{})
-			if err == nil {
-				break
-			}
-			if !strings.Contains(err.Error(), "in use") || ctx.Err() != nil {
-				return fmt.Errorf("remove volume %s: %w", v.Name, err)
-			}
-			select {
-			case <-time.After(statusEvery):
-			case <-ctx.Done():
-			}
-		}
-		if !quiet {
-			fmt.Fprintf(cmd.OutOrStdout(), "volume %s removed\n", v.Name)
-		}
-	}
-	return nil
 }
 
 type stackRevision struct {

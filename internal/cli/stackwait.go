@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/moby/moby/api/types/swarm"
 	"github.com/spf13/cobra"
 )
 
@@ -54,7 +55,7 @@ func (c *cli) await(cmd *cobra.Command, name string, w *waiting) error {
 		case steady.IsZero():
 			steady = time.Now()
 		case time.Since(steady) >= steadyFor:
-			view.done(name)
+			view.say("stack " + name + " is up")
 			return nil
 		}
 		select {
@@ -137,6 +138,7 @@ type stackService struct {
 	Converged, Failed           bool
 	Why                         string
 	LastFailure, LastError      string
+	Ports                       []swarm.PortConfig
 }
 
 type stackStatus struct {
