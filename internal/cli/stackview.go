@@ -135,6 +135,9 @@ func (c *cli) stackHistory() *cobra.Command {
 			}
 			var rows []row
 			for _, r := range list {
+				if show != 0 && r.Number == show && len(r.Definition.Source) == 0 {
+					return fmt.Errorf("revision %d of stack %s has no files: another client had deployed it ('skep stack rollback --to %d %s' goes back to it)", show, names[0], show, names[0])
+				}
 				if show != 0 && r.Number == show {
 					_, err := cmd.OutOrStdout().Write(r.Definition.Source)
 					return err

@@ -103,7 +103,7 @@ func (s *server) applyOnce(ctx context.Context, d *Deploy, say func(Step)) (num 
 		return 0, false, err
 	}
 	if old := snap.Stack(d.Stack.Name); old == nil || !bytes.Equal(old.Current().Definition, p.definition) {
-		if err := s.keep(ctx, d, p.definition); err != nil {
+		if err := s.keep(ctx, snap, d, p.definition); err != nil {
 			return 0, false, err
 		}
 	}
@@ -124,10 +124,23 @@ func (s *server) applyOnce(ctx context.Context, d *Deploy, say func(Step)) (num 
 	return 0, false, model.Errorf(model.Stale, "stack %s was removed while it was deployed", d.Stack.Name)
 }
 
-// keep makes a definition the stack's newest revision.
-func (s *server) keep(ctx context.Context, d *Deploy, definition []byte) error {
-	put := &model.StackRevisionPut{Stack: d.Stack.Name, Revision: model.StackRevision{Actor: actor, Reason: d.Reason, Definition: definition}}
-	return s.propose(ctx, d.Reason+" of stack "+d.Stack.Name, model.Time(time.Now().UnixNano()), model.Txn{Changes: []model.Change{{PutStack: put}}})
+// keep makes a definition the stack's newest revision. The first one follows what other clients had deployed, if they had.
+func (s *server) keep(ctx context.Context, snap *state.Snapshot, d *Deploy, definition []byte) error {
+	put := []*model.StackRevision{{Actor: actor, Reason: d.Reason, Definition: definition}}
+	if snap.Stack(d.Stack.Name) == nil {
+		before, err := found(snap, d.Stack.Name)
+		if err != nil {
+			return fmt.Errorf("keep what there is: %w", err)
+		}
+		if before != nil {
+			put = slices.Insert(put, 0, before)
+		}
+	}
+	var txn model.Txn
+	for _, rev := range put {
+		txn.Changes = append(txn.Changes, model.Change{PutStack: &model.StackRevisionPut{Stack: d.Stack.Name, Revision: *rev}})
+	}
+	return s.propose(ctx, d.Reason+" of stack "+d.Stack.Name, model.Time(time.Now().UnixNano()), txn)
 }
 
 // overtaken reports whether a write came too late, because somebody else had written.

@@ -56,11 +56,14 @@ func (d *Deploy) has(kind model.Kind, name string) bool {
 // revisionParts are the secrets and configs ("secret NAME") of the revisions that the stack keeps, with the newest that has each.
 func (p *planner) revisionParts() map[string]uint64 {
 	out := map[string]uint64{}
-	st := p.snap.Stack(p.d.Stack.Name)
-	if st == nil {
-		return out
+	var revisions []*model.StackRevision
+	if st := p.snap.Stack(p.d.Stack.Name); st != nil {
+		revisions = st.Revisions
+	} else if first, err := found(p.snap, p.d.Stack.Name); err == nil && first != nil {
+		first.Num = 1 // which it becomes with this deploy
+		revisions = append(revisions, first)
 	}
-	for _, rev := range st.Revisions {
+	for _, rev := range revisions {
 		var def compose.Stack
 		if json.Unmarshal(rev.Definition, &def) != nil {
 			continue // written by another version: it cannot be gone back to

@@ -32,7 +32,7 @@ func (*rehearsal) Down(context.Context, func(string)) error {
 func (s *server) rehearse(ctx context.Context, snap *state.Snapshot, d *Deploy, p *stackPlan) error {
 	log := &rehearsal{snap: snap}
 	stage := &server{b: log, engine: s.stage(log)}
-	if err := stage.keep(ctx, d, p.definition); err != nil {
+	if err := stage.keep(ctx, snap, d, p.definition); err != nil {
 		return err
 	}
 	for _, a := range p.actions {

@@ -148,6 +148,9 @@ func (s *server) stackHistory(ctx context.Context, r *http.Request) (any, error)
 
 func findStack(snap *state.Snapshot, name string) (*model.Stack, error) {
 	st := snap.Stack(name)
+	if before, err := found(snap, name); st == nil && err == nil && before != nil {
+		return nil, model.NotFoundf("stack %s has no history yet: another client deployed it. Its first 'skep stack deploy' keeps it as it is now, as revision 1", name)
+	}
 	if st == nil {
 		return nil, model.NotFoundf("stack %s has no history: it was not deployed by 'skep stack deploy' (see 'skep stack ls')", name)
 	}

@@ -213,6 +213,67 @@ func TestStackLife(t *testing.T) {
 	}
 }
 
+// What another client had deployed is the first revision of a stack, and can be gone back to.
+func TestStackOfAnotherClient(t *testing.T) {
+	f := newFake(t)
+	e, h := newEngine(t, f)
+	const path = "/skep/v1/stacks/shop"
+	mine := map[string]string{stackLabel: "shop"}
+	f.must(model.Change{PutNetwork: &model.Network{ID: 1, Name: "shop_net", Driver: "overlay", Labels: mine, IPAM: []model.IPAMConfig{{Subnet: netip.MustParsePrefix("10.1.0.0/24")}}}})
+	put := func(kind model.Kind, num uint64, name string) {
+		spec, err := model.MakeSpec(&swarm.SecretSpec{Annotations: swarm.Annotations{Name: name, Labels: mine}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		f.must(model.Change{PutPayload: &model.Payload{Kind: kind, Num: num, Spec: spec, Value: model.Value("sesame")}})
+	}
+	put(model.KindSecret, 1, "shop_key")
+	put(model.KindConfig, 1, "shop_page")
+	svc := stackService("web", "local:1")
+	id := f.snap.Cluster().Namer().ID(model.NetworkKey(1))
+	svc.TaskTemplate.Networks = []swarm.NetworkAttachmentConfig{{Target: id}}
+	raw, err := json.Marshal(svc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	e.revise(2, raw)
+	var m struct{ Message string }
+	w := httptest.NewRecorder()
+	h.ServeHTTP(w, httptest.NewRequest(http.MethodPost, path+"/rollback", nil))
+	if err := json.Unmarshal(w.Body.Bytes(), &m); err != nil || w.Code != 404 || !strings.HasPrefix(m.Message, "stack shop has no history yet: another client deployed it. Its first") {
+		t.Errorf("rollback before the first deploy: %d %s", w.Code, w.Body)
+	}
+
+	svc = stackService("web", "local:2")
+	svc.TaskTemplate.Networks = []swarm.NetworkAttachmentConfig{{Target: "shop_net"}}
+	net := compose.Network{Name: "shop_net", Create: &network.CreateRequest{Labels: mine}}
+	d := &Deploy{Stack: compose.Stack{Name: "shop", Networks: []compose.Network{net}, Services: []swarm.ServiceSpec{svc, stackService("more", "local:1")}}, Prune: true}
+	if steps, status := deployTo(t, h, http.MethodPut, path, d); status != 200 || len(steps) != 6 || steps[3].Action != "kept" || steps[4].Action != "kept" || steps[5].Revision != 2 {
+		t.Fatalf("deploy: %d %+v", status, steps)
+	}
+	hist, _ := get[[]StackRevision](t, f, path+"/history")
+	if len(hist) != 2 || hist[0].Actor != "alice" || hist[0].Reason != "as another client had deployed it" || hist[0].Current {
+		t.Fatalf("history %+v", hist)
+	}
+	def := hist[0].Definition
+	if len(def.Services) != 1 || def.Services[0].TaskTemplate.Networks[0].Target != "shop_net" || len(def.Secrets) != 1 || len(def.Secrets[0].Spec.Data) != 0 ||
+		len(def.Configs) != 1 || def.Networks[0].Create.IPAM.Config[0].Subnet.String() != "10.1.0.0/24" || bytes.Contains(f.snap.Stack("shop").Revisions[0].Definition, []byte("c2VzYW1l")) {
+		t.Errorf("revision 1: %+v", def)
+	}
+	steps, status := deployTo(t, h, http.MethodPost, path+"/rollback", nil)
+	var got []string
+	for _, s := range steps {
+		got = append(got, strings.TrimSpace(s.Kind+" "+s.Name+" "+s.Action))
+	}
+	if want := "network shop_net unchanged, secret shop_key unchanged, config shop_page unchanged, service shop_web updated, service shop_more removed, "; status != 200 || strings.Join(got, ", ") != want {
+		t.Errorf("rollback: %d %q", status, strings.Join(got, ", "))
+	}
+	spec := f.snap.ServiceByName("shop_web").Spec()
+	if spec.TaskTemplate.ContainerSpec.Image != "local:1" || spec.TaskTemplate.Networks[0].Target != id {
+		t.Errorf("after the rollback: %+v", spec.TaskTemplate)
+	}
+}
+
 // What is wrong is found before anything is written.
 func TestStackRefusals(t *testing.T) {
 	f := newFake(t)
