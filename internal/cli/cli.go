@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"regexp"
 	"strings"
 
 	"github.com/moby/moby/client"
@@ -70,12 +71,21 @@ func Run(ctx context.Context, cfg Config, args []string) int {
 	case errors.Is(err, context.Canceled):
 		return 130
 	}
-	fmt.Fprintf(cfg.Stderr, "skep: %v\n", err)
+	fmt.Fprintf(cfg.Stderr, "skep: %s\n", plain(err.Error()))
 	if errors.As(err, &usage) || strings.HasPrefix(err.Error(), "unknown command") {
 		return 2
 	}
 	return 1
 }
+
+var (
+	rpcCode = regexp.MustCompile(`rpc error: code = \w+ desc = `)
+	// daemonSays is what Docker's client puts before the text of a daemon.
+	daemonSays = strings.NewReplacer("Error response from daemon: ", "", "error during connect: ", "")
+)
+
+// plain is an error without what is for machines: the gRPC code in Docker's texts, and whose text it is.
+func plain(text string) string { return rpcCode.ReplaceAllString(daemonSays.Replace(text), "") }
 
 // exitCode ends a command whose error has been printed.
 type exitCode int

@@ -130,6 +130,34 @@ func TestExitCodes(t *testing.T) {
 	}
 }
 
+// What is for machines in the texts of Docker's managers is not shown to people, wherever it comes from.
+func TestPlainErrors(t *testing.T) {
+	host := serve(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Api-Version", "1.51")
+		w.Header().Set("Content-Type", "application/json")
+		switch {
+		case strings.HasSuffix(r.URL.Path, "/_ping"):
+		case strings.HasSuffix(r.URL.Path, "/images/load"):
+			fmt.Fprintln(w, `{"errorDetail":{"message":"rpc error: code = Unavailable desc = no leader"}}`)
+		default:
+			w.WriteHeader(http.StatusBadRequest)
+			fmt.Fprint(w, `{"message":"rpc error: code = InvalidArgument desc = it cannot be: rpc error: code = NotFound desc = x"}`)
+		}
+	}))
+	for args, want := range map[string]string{
+		"service ls":               "skep: it cannot be: x\n",
+		"stack rm shop":            "skep: it cannot be: x\n",
+		"service why web":          "skep: it cannot be: x\n",
+		"secret rm key":            "skep: it cannot be: x\n",
+		"image load -i /dev/null":  "skep: no leader\n",
+		"service logs --tail 1 ab": "skep: it cannot be: x\n",
+	} {
+		if code, _, errs := run(t, host, strings.Fields(args)...); code != 1 || errs != want {
+			t.Errorf("%s: exit code %d, %q", args, code, errs)
+		}
+	}
+}
+
 func TestImageLoadReportsTheDaemonsError(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "x.tar")
 	if err := os.WriteFile(file, []byte("x"), 0o600); err != nil {

@@ -49,14 +49,15 @@ func (d *removal) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	_ = json.NewEncoder(w).Encode(list)
 }
 
-func (d *removal) serve(t *testing.T) string {
+// serve listens with a handler on a unix socket.
+func serve(t *testing.T, h http.Handler) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "s")
 	l, err := net.Listen("unix", path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	srv := &http.Server{Handler: d}
+	srv := &http.Server{Handler: h}
 	go srv.Serve(l) //nolint:errcheck // ends with the test
 	t.Cleanup(func() { srv.Close() })
 	return "unix://" + path
@@ -75,7 +76,7 @@ func TestStackRmWaits(t *testing.T) {
 		}
 		return []string{"new"}, []string{"new"}
 	}}
-	host := d.serve(t)
+	host := serve(t, d)
 	code, out, errs := run(t, host, "stack", "rm", "shop")
 	want := "service shop_web removed\nshop_web 0 of 3: tasks ended\nshop_web 1 of 3: tasks ended\nshop_web 2 of 3: tasks ended\nshop_web 3 of 3: tasks ended\nstack shop is gone\n"
 	if code != 0 || out != want || errs != "" || d.looks != 4 {

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"regexp"
 	"strings"
 
 	"github.com/skep-swarm/skep/internal/model"
@@ -76,14 +77,12 @@ func (s *server) docker(ctx context.Context, method, path string, header http.He
 	return nil
 }
 
-// plain is an error in one line and without what tells Docker's clients its gRPC code.
+// rpcCode is what tells Docker's clients the gRPC code of an error.
+var rpcCode = regexp.MustCompile(`rpc error: code = \w+ desc = `)
+
+// plain is an error in one line, without its gRPC code.
 func plain(text string) string {
-	if strings.HasPrefix(text, "rpc error: code = ") {
-		if _, desc, ok := strings.Cut(text, " desc = "); ok {
-			text = desc
-		}
-	}
-	return strings.ReplaceAll(text, "\n", " ")
+	return strings.ReplaceAll(rpcCode.ReplaceAllString(text, ""), "\n", " ")
 }
 
 // kindOf is the kind of error that a status of Docker's API stands for.

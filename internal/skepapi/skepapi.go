@@ -90,7 +90,7 @@ func fail(w http.ResponseWriter, err error) {
 	case model.Exhausted:
 		code = http.StatusInsufficientStorage
 	}
-	body := map[string]string{"message": err.Error()}
+	body := map[string]string{"message": plain(err.Error())}
 	if kind, name := partAt(err); kind != "" {
 		body["kind"], body["name"] = kind, name
 	}
@@ -132,7 +132,7 @@ func (s *server) down(w http.ResponseWriter, r *http.Request) {
 	// Half down is worse than down: it goes on when the client does not wait.
 	err := s.b.Down(context.WithoutCancel(r.Context()), func(step string) { say(message{Stream: step + "\n"}) })
 	if err != nil {
-		say(message{Error: &streamError{err.Error()}})
+		say(message{Error: &streamError{plain(err.Error())}})
 		return
 	}
 	say(message{Stream: "done\n"})

@@ -211,7 +211,7 @@ func (s *steps) end(revision uint64, err error) {
 		fail(s.w, err)
 	default:
 		kind, name := partAt(err)
-		s.say(Step{Kind: kind, Name: name, Error: err.Error()})
+		s.say(Step{Kind: kind, Name: name, Error: plain(err.Error())})
 	}
 }
 
