@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -209,6 +211,9 @@ func (u *unit) signal(ctx context.Context, sig unix.Signal) error {
 		if err != nil || !held {
 			return err
 		}
+		if sig != unix.SIGKILL {
+			awaitProgram(ctx, filepath.Join("/proc", strconv.Itoa(pid), "comm"))
+		}
 		if err := unix.PidfdSendSignal(fd, sig, nil, 0); err == nil || errors.Is(err, unix.ESRCH) {
 			u.tell(runtime.ActionKill, sig)
 			return nil
@@ -223,6 +228,36 @@ func (u *unit) signal(ctx context.Context, sig unix.Signal) error {
 	}
 	u.tell(runtime.ActionKill, sig)
 	return nil
+}
+
+const (
+	// runcInit is what runc calls the first process of a container until it has become the container's program.
+	runcInit = "runc:[2:INIT]\n"
+	// programWait bounds how long a signal waits for the program, and programCheck is how often it looks.
+	programWait  = time.Second
+	programCheck = 2 * time.Millisecond
+)
+
+// awaitProgram waits until a started container's first process, whose name is in the file comm, is the container's program and no longer
+// runc: that one would answer SIGQUIT, for example, with its own stack in the container's log.
+func awaitProgram(ctx context.Context, comm string) {
+	limit := time.NewTimer(programWait)
+	defer limit.Stop()
+	tick := time.NewTicker(programCheck)
+	defer tick.Stop()
+	for {
+		name, err := os.ReadFile(comm)
+		if err != nil || string(name) != runcInit {
+			return // its program, or it has ended
+		}
+		select {
+		case <-tick.C:
+		case <-limit.C:
+			return
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 // holds reports whether the container's first process runs and has the number.
