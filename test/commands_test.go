@@ -41,6 +41,7 @@ func commands() map[string]command {
 		"watch":    watchCommand,
 		"conn":     connCommand,
 		"udp":      udp,
+		"flow":     flowCommand,
 		"host":     hostCommand,
 		"registry": registryCommand,
 

@@ -129,31 +129,6 @@ func readLine(c net.Conn) (string, error) {
 	return string(line), nil
 }
 
-// udp FROM ADDRESS TEXT sends a datagram from a host and prints the answer.
-func udp(ctx context.Context, s *story, args []string) (string, error) {
-	if len(args) != 3 {
-		return "", errors.New("want client or node, an address and a text")
-	}
-	from := s.client
-	if args[0] == "node" {
-		from = s.node
-	}
-	c, err := from.Dial(ctx, "udp", args[1])
-	if err != nil {
-		return "", err
-	}
-	defer c.Close()
-	if err := c.SetDeadline(time.Now().Add(time.Second)); err != nil {
-		return "", err
-	}
-	if _, err := io.WriteString(c, args[2]); err != nil {
-		return "", err
-	}
-	buf := make([]byte, 4096)
-	n, err := c.Read(buf)
-	return string(buf[:n]) + "\n", err
-}
-
 // A watch counts a service's running tasks again and again.
 type watch struct {
 	cancel      context.CancelFunc
