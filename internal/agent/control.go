@@ -250,6 +250,7 @@ func (c *controller) stop(ctx context.Context) error {
 
 // Release implements doer. The container stays until the task is removed, as do its logs.
 func (c *controller) Release(ctx context.Context) error {
+	c.awaitUnserved(ctx)
 	release, err := c.slot(ctx)
 	if err != nil {
 		return err

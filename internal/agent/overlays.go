@@ -76,6 +76,18 @@ func (o *overlays) read(id model.NetworkID, f func(*overlay)) {
 	f(o.nets[id])
 }
 
+// serves reports whether a task takes new connections in one of the networks.
+func (o *overlays) serves(id model.TaskID) bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for _, ov := range o.nets {
+		if ov.tasks[id].serving {
+			return true
+		}
+	}
+	return false
+}
+
 // list is the numbers of the networks, in order.
 func (o *overlays) list() []model.NetworkID {
 	o.mu.Lock()

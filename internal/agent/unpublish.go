@@ -34,6 +34,27 @@ func (n *network) leads(id model.TaskID) bool {
 	return n.leadsTo(n.added[id])
 }
 
+// serves reports whether a task of this node is led to: by an ingress port of the node, or in a network.
+func (n *network) serves(id model.TaskID) bool { return n.leads(id) || n.nets.serves(id) }
+
+// awaitUnserved returns when nobody of this node is led to a task any more, or ctx ends.
+func (n *network) awaitUnserved(ctx context.Context, id model.TaskID) {
+	for {
+		n.mu.Lock()
+		settled, leads := n.settled, n.leadsTo(n.added[id])
+		n.mu.Unlock()
+		if !leads && !n.nets.serves(id) {
+			break
+		}
+		select {
+		case <-settled:
+		case <-ctx.Done():
+			return
+		}
+	}
+	n.awaitPass(ctx) // the networks' tables may be newer than the kernel's
+}
+
 // awaitPass returns true when a pass that began after the call has brought the kernel in line.
 func (n *network) awaitPass(ctx context.Context) bool {
 	var want uint64

@@ -12,6 +12,8 @@ import (
 const (
 	// withdrawalWait bounds how long a task that is to stop waits until no node sends it new clients.
 	withdrawalWait = 3 * time.Second
+	// unservedWait bounds how long a task's network outlives it.
+	unservedWait = time.Second
 	// DrainTimeLabel is a service's label: how long a task that served goes on after it was withdrawn, before its stop signal. What
 	// reached it in the last moment is taken up meanwhile; many programs refuse new connections from their stop signal on.
 	DrainTimeLabel   = "skep.drain-time"
@@ -79,6 +81,17 @@ func (c *controller) withdraw(ctx context.Context) {
 	case <-timer.C:
 	case <-ctx.Done():
 	}
+}
+
+// awaitUnserved returns when nobody is led to a task that has ended by itself, or after a while. Its network stays that long: it
+// refuses connections at once, where an address without a network leaves clients to their time limits.
+func (c *controller) awaitUnserved(ctx context.Context) {
+	if !c.a.net.serves(c.t.id) {
+		return
+	}
+	limited, cancel := context.WithTimeout(ctx, unservedWait)
+	defer cancel()
+	c.a.net.awaitUnserved(limited, c.t.id)
 }
 
 // drainTime is what the service asks for, or else the default.

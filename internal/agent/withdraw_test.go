@@ -79,3 +79,31 @@ func TestDrainTime(t *testing.T) {
 		t.Error(got)
 	}
 }
+
+// The network of a task that ended by itself refuses those who are still led to it, until nobody is.
+func TestNetworkOutlivesTaskThatIsLedTo(t *testing.T) {
+	h := newHost(t)
+	m := newScripted(t, h)
+	m.template(1, simpleSpec())
+	id := m.assign(1, 1, model.StateRunning)
+	row := &pb.PortRow{Key: &pb.PortKey{Protocol: "tcp", Port: 80}, Service: 1, Backends: []*pb.Backend{{Addr4: []byte{10, 128, 1, 3}, Port: 8080}}}
+	m.publish(row)
+	_, stop := h.start(t)
+	defer stop()
+	m.awaitState(id, model.StateRunning)
+	key := netplan.PortKey{Proto: netplan.TCP, Number: 80}
+	eventually(t, "a backend", func() bool { p, _ := h.net.port(key); return len(p.Backends4) == 1 })
+
+	release := holdPorts(h.net)
+	h.node.End(ContainerID(externalID(1)), runtime.Exit{Code: 137})
+	m.awaitState(id, model.StateFailed)
+	m.publish(&pb.PortRow{Key: row.Key, Service: 1})
+	if h.net.numTasks() != 1 {
+		t.Error("the network is gone, and the kernel still leads to it")
+	}
+	release()
+	eventually(t, "the network is gone", func() bool { return h.net.numTasks() == 0 })
+	if p, _ := h.net.port(key); len(p.Backends4) != 0 {
+		t.Errorf("backends of a task without a network: %v", p.Backends4)
+	}
+}
