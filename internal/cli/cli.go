@@ -106,7 +106,8 @@ updates them without an outage. The docker CLI works against it, too:
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	root.PersistentFlags().StringVarP(&c.host, "host", "H", "", "daemon to talk to (default $SKEP_HOST, $DOCKER_HOST, or "+DefaultHost+")")
+	root.PersistentFlags().StringVarP(&c.host, "host", "H", "", "`address` of the daemon to talk to (default $SKEP_HOST, $DOCKER_HOST, or "+DefaultHost+")")
+	root.SetUsageFunc(plainUsage)
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return usageError{fmt.Errorf("%w\nSee '%s --help'", err, cmd.CommandPath())}
 	})

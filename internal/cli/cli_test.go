@@ -158,6 +158,23 @@ func TestPlainErrors(t *testing.T) {
 	}
 }
 
+// Help is for people: switches are switches, and everything is in line.
+func TestHelpAndCompletion(t *testing.T) {
+	_, out, _ := run(t, "", "service", "ls", "--help")
+	want := "  -f, --filter KEY=VALUE   show only what matches KEY=VALUE (id, label, mode, name)\n" +
+		"      --format template    Go template for each row, or 'json'\n" +
+		"  -h, --help               help for ls\n"
+	if !strings.Contains(out, want) || strings.Contains(out, "true|false") || !strings.Contains(out, "\n  -H, --host address       address of the daemon") {
+		t.Errorf("help:\n%s", out)
+	}
+	host := fakeDaemon(t, map[string]any{"GET /services": services})
+	for _, verb := range []string{"ps", "logs", "why", "history", "rollback", "pause"} {
+		if _, out, _ := run(t, host, "__complete", "service", verb, ""); !strings.HasPrefix(out, "all\nweb\n:4") {
+			t.Errorf("completion of service %s: %q", verb, out)
+		}
+	}
+}
+
 func TestImageLoadReportsTheDaemonsError(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "x.tar")
 	if err := os.WriteFile(file, []byte("x"), 0o600); err != nil {

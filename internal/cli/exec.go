@@ -25,7 +25,7 @@ type execOptions struct {
 func (c *cli) exec() *cobra.Command {
 	var o execOptions
 	cmd := &cobra.Command{
-		Use: "exec TASK COMMAND [ARG…]", Short: "Run a program in a task's container",
+		Use: "exec [flags] TASK COMMAND [ARG…]", DisableFlagsInUseLine: true, Short: "Run a program in a task's container",
 		Long: "Run a program in a task's container and end with its exit code.\n\n" + taskHelp,
 		Args: args(cobra.MinimumNArgs(2)), ValidArgsFunction: c.completeTask,
 		Example: `  skep exec -it web.1 sh
@@ -43,7 +43,7 @@ func (c *cli) exec() *cobra.Command {
 	f.BoolVar(&o.privileged, "privileged", false, "give it all capabilities")
 	f.StringVarP(&o.user, "user", "u", "", "user, and group, NAME|UID[:GROUP|GID]")
 	f.StringVarP(&o.dir, "workdir", "w", "", "directory that it begins in")
-	f.StringArrayVarP(&o.env, "env", "e", nil, "set a variable, NAME=VALUE")
+	f.StringArrayVarP(&o.env, "env", "e", nil, "set `NAME=VALUE` in its environment")
 	cmd.MarkFlagsMutuallyExclusive("detach", "interactive")
 	return cmd
 }

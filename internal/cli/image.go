@@ -55,7 +55,7 @@ func (c *cli) imageLoad() *cobra.Command {
 			return printStream(out, res)
 		},
 	}
-	cmd.Flags().StringVarP(&input, "input", "i", "", "file to read (default standard input)")
+	cmd.Flags().StringVarP(&input, "input", "i", "", "`file` to read (default standard input)")
 	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "no progress")
 	return cmd
 }

@@ -37,8 +37,8 @@ func (c *cli) serviceLogs() *cobra.Command {
 
 func logFlags(cmd *cobra.Command, o *client.ServiceLogsOptions) {
 	cmd.Flags().BoolVarP(&o.Follow, "follow", "f", false, "go on with what is written from now")
-	cmd.Flags().StringVarP(&o.Tail, "tail", "n", "all", "lines from the end of each task's log")
-	cmd.Flags().StringVar(&o.Since, "since", "", "start at a time (2026-01-02T13:23:37Z) or so long ago (42m)")
+	cmd.Flags().StringVarP(&o.Tail, "tail", "n", "all", "`lines` from the end of each task's log")
+	cmd.Flags().StringVar(&o.Since, "since", "", "start at a `time` (2026-01-02T13:23:37Z) or so long ago (42m)")
 	cmd.Flags().BoolVarP(&o.Timestamps, "timestamps", "t", false, "with the time of each line")
 }
 

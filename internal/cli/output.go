@@ -20,7 +20,7 @@ type listing struct {
 }
 
 func (l *listing) flags(cmd *cobra.Command) {
-	cmd.Flags().StringVar(&l.format, "format", "", "Go template for each row, or 'json'")
+	cmd.Flags().StringVar(&l.format, "format", "", "Go `template` for each row, or 'json'")
 	cmd.Flags().BoolVar(&l.json, "json", false, "one JSON object a row")
 	cmd.Flags().BoolVarP(&l.quiet, "quiet", "q", false, "identifiers only")
 	cmd.Flags().BoolVar(&l.noTrunc, "no-trunc", false, "do not cut identifiers and messages")

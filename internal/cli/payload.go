@@ -136,7 +136,7 @@ func (c *cli) payloadCreate(k payloadKind, example string) *cobra.Command {
 			return nil
 		},
 	}
-	cmd.Flags().StringArrayVarP(&labels, "label", "l", nil, "label, KEY=VALUE")
+	cmd.Flags().StringArrayVarP(&labels, "label", "l", nil, "label, `KEY=VALUE`")
 	cmd.Flags().StringVar(&driver, "template-driver", "", "expand placeholders in it on the task's node (golang)")
 	return cmd
 }
@@ -201,7 +201,7 @@ func (c *cli) payloadLs(k payloadKind) *cobra.Command {
 		},
 	}
 	l.flags(cmd)
-	cmd.Flags().StringArrayVarP(&filter, "filter", "f", nil, "show only what matches, KEY=VALUE (id, label, name)")
+	cmd.Flags().StringArrayVarP(&filter, "filter", "f", nil, "show only what matches `KEY=VALUE` (id, label, name)")
 	return cmd
 }
 

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -19,7 +20,25 @@ func (c *cli) service() *cobra.Command {
 	cmd := &cobra.Command{Use: "service", Aliases: []string{"services"}, Short: "Look at services, and steer their updates"}
 	cmd.AddCommand(c.serviceLs(), c.servicePs(), c.serviceLogs(), c.serviceWhy(), c.serviceHistory(), c.serviceDiff(), c.serviceRollback(),
 		c.serviceUpdate("pause", "Hold a rollout where it is"), c.serviceUpdate("resume", "Let a paused rollout go on"), c.serviceUpdate("cancel", "Give up an update and go back"))
+	for _, sub := range cmd.Commands() {
+		if strings.Contains(sub.Use, " SERVICE") {
+			sub.ValidArgsFunction = c.completeService
+		}
+	}
 	return cmd
+}
+
+// completeService completes the names of services.
+func (c *cli) completeService(cmd *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
+	cl, err := c.connect()
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveError
+	}
+	names, err := serviceNames(cmd.Context(), cl)
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveError
+	}
+	return slices.Sorted(maps.Values(names)), cobra.ShellCompDirectiveNoFileComp
 }
 
 // serviceRow is what --format and --json see of a service.
@@ -57,7 +76,7 @@ func (c *cli) serviceLs() *cobra.Command {
 		},
 	}
 	l.flags(cmd)
-	cmd.Flags().StringArrayVarP(&filter, "filter", "f", nil, "show only what matches, KEY=VALUE (id, label, mode, name)")
+	cmd.Flags().StringArrayVarP(&filter, "filter", "f", nil, "show only what matches `KEY=VALUE` (id, label, mode, name)")
 	return cmd
 }
 
@@ -138,7 +157,7 @@ func (c *cli) servicePs() *cobra.Command {
 		},
 	}
 	l.flags(cmd)
-	cmd.Flags().StringArrayVarP(&filter, "filter", "f", nil, "show only what matches, KEY=VALUE (id, name, node, desired-state)")
+	cmd.Flags().StringArrayVarP(&filter, "filter", "f", nil, "show only what matches `KEY=VALUE` (id, name, node, desired-state)")
 	return cmd
 }
 

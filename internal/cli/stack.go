@@ -29,7 +29,7 @@ type composeFlags struct {
 
 func (f *composeFlags) register(cmd *cobra.Command) {
 	cmd.Flags().StringSliceVarP(&f.files, "compose-file", "c", nil, `Compose file, or "-" for standard input; several are merged (default compose.yaml or docker-compose.yml here)`)
-	cmd.Flags().StringSliceVar(&f.envFiles, "env-file", nil, "file with variables, instead of .env beside the first Compose file")
+	cmd.Flags().StringSliceVar(&f.envFiles, "env-file", nil, "`file` with variables, instead of .env beside the first Compose file")
 	cmd.Flags().StringSliceVar(&f.profiles, "profile", nil, `turn a profile on ("*" for all; default $COMPOSE_PROFILES)`)
 	_ = cmd.MarkFlagFilename("compose-file", "yml", "yaml", "json")
 	_ = cmd.MarkFlagFilename("env-file", "env")

@@ -100,7 +100,7 @@ Every deploy is kept as a revision: see 'skep stack history', 'diff' and 'rollba
 	w.register(cmd)
 	cmd.Flags().BoolVar(&prune, "prune", false, "remove services, networks, secrets and configs of the stack that the files do not have")
 	cmd.Flags().BoolVar(&auth, "with-registry-auth", false, "send your registry credentials (from ~/.docker/config.json) to the nodes that pull")
-	cmd.Flags().StringVar(&resolve, "resolve-image", "always", "ask registries what image names mean: always, changed or never")
+	cmd.Flags().StringVar(&resolve, "resolve-image", "always", "`when` registries are asked what image names mean: always, changed or never")
 	cmd.Flags().StringVar(&reason, "reason", "", "why, for the stack's history")
 	_ = cmd.RegisterFlagCompletionFunc("resolve-image", cobra.FixedCompletions([]string{"always", "changed", "never"}, cobra.ShellCompDirectiveNoFileComp))
 	return cmd

@@ -107,7 +107,7 @@ func (c *cli) stackPs() *cobra.Command {
 		},
 	}
 	l.flags(cmd)
-	cmd.Flags().StringArrayVarP(&filter, "filter", "f", nil, "show only what matches, KEY=VALUE (desired-state, id, name, node)")
+	cmd.Flags().StringArrayVarP(&filter, "filter", "f", nil, "show only what matches `KEY=VALUE` (desired-state, id, name, node)")
 	return cmd
 }
 
@@ -190,7 +190,7 @@ keep their values, which are not part of a revision.`,
 		},
 	}
 	w.register(cmd)
-	cmd.Flags().Uint64Var(&to, "to", 0, "number of the revision (default: the one before)")
+	cmd.Flags().Uint64Var(&to, "to", 0, "`number` of the revision (default: the one before)")
 	cmd.Flags().BoolVar(&auth, "with-registry-auth", false, "send your registry credentials to the nodes that pull, for services that are made again")
 	return cmd
 }
@@ -230,7 +230,7 @@ nothing, 1 when something is wrong, and 3 when it would change something.`,
 	f.register(cmd)
 	cmd.Flags().BoolVar(&prune, "prune", false, "as if deployed with --prune")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "one JSON object for each change")
-	cmd.Flags().StringVar(&resolve, "resolve-image", "always", "ask registries what image names mean: always, changed or never")
+	cmd.Flags().StringVar(&resolve, "resolve-image", "always", "`when` registries are asked what image names mean: always, changed or never")
 	return cmd
 }
 

@@ -145,7 +145,7 @@ func (c *cli) ps() *cobra.Command {
 	}
 	l.flags(cmd)
 	cmd.Flags().BoolVarP(&all, "all", "a", false, "also those that have ended")
-	cmd.Flags().StringArrayVarP(&filter, "filter", "f", nil, "show only what matches, KEY=VALUE (id, name, node, service, label, desired-state)")
+	cmd.Flags().StringArrayVarP(&filter, "filter", "f", nil, "show only what matches `KEY=VALUE` (id, name, node, service, label, desired-state)")
 	return cmd
 }
 

@@ -33,7 +33,7 @@ The way back is a rollout of its own, by the service's rollback settings.`,
 			return c.write(cmd, names[0], path)
 		},
 	}
-	cmd.Flags().Uint64Var(&to, "to", 0, "number of the revision (default: the one before the last change of tasks)")
+	cmd.Flags().Uint64Var(&to, "to", 0, "`number` of the revision (default: the one before the last change of tasks)")
 	return cmd
 }
 
