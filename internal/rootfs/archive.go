@@ -78,9 +78,9 @@ func (a *archiver) add(dir *os.File, base, name string, depth int) error {
 	h := &tar.Header{Name: name, Mode: int64(st.Mode & 0o7777), Uid: int(st.Uid), Gid: int(st.Gid), ModTime: time.Unix(st.Mtim.Unix()), Format: tar.FormatPAX}
 	switch st.Mode & unix.S_IFMT {
 	case unix.S_IFDIR:
-		return a.addDir(dir, base, h, depth)
+		return a.addDir(f, h, depth)
 	case unix.S_IFREG:
-		return a.addFile(dir, base, h, st)
+		return a.addFile(f, h, st)
 	case unix.S_IFLNK:
 		h.Typeflag = tar.TypeSymlink
 		if h.Linkname, err = readLinkAt(f, ""); err != nil {
@@ -107,8 +107,8 @@ func (a *archiver) header(h *tar.Header) error {
 	return nil
 }
 
-func (a *archiver) addDir(parent *os.File, base string, h *tar.Header, depth int) error {
-	dir, err := openAt(parent, base, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW)
+func (a *archiver) addDir(at *os.File, h *tar.Header, depth int) error {
+	dir, err := openHeld(at)
 	if err != nil {
 		return err
 	}
@@ -137,18 +137,18 @@ func (a *archiver) addDir(parent *os.File, base string, h *tar.Header, depth int
 	}
 }
 
-func (a *archiver) addFile(dir *os.File, base string, h *tar.Header, st *unix.Stat_t) error {
+func (a *archiver) addFile(at *os.File, h *tar.Header, st *unix.Stat_t) error {
 	if st.Nlink > 1 {
 		key := [2]uint64{st.Dev, st.Ino}
 		if first, ok := a.links[key]; ok {
 			h.Typeflag, h.Linkname = tar.TypeLink, first
 			return a.header(h)
 		}
-		if len(a.links) < maxHardLinks {
+		if len(a.links) < maxHardLinks && len(h.Name) <= unix.PathMax {
 			a.links[key] = h.Name
 		}
 	}
-	f, err := openAt(dir, base, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_NOCTTY)
+	f, err := openHeld(at)
 	if err != nil {
 		return err
 	}
@@ -156,9 +156,6 @@ func (a *archiver) addFile(dir *os.File, base string, h *tar.Header, st *unix.St
 	now, err := status(f)
 	if err != nil {
 		return err
-	}
-	if now.Ino != st.Ino || now.Dev != st.Dev || now.Mode&unix.S_IFMT != unix.S_IFREG {
-		return fmt.Errorf("%s was replaced while it was read: try again", h.Name)
 	}
 	h.Typeflag, h.Size = tar.TypeReg, now.Size
 	buf := make([]byte, 1024)

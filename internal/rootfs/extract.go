@@ -34,7 +34,7 @@ type Owner struct{ UID, GID int }
 
 // Extract writes the entries of a tar archive, which may be compressed with gzip, below a directory, links to it followed. Files are
 // replaced; a directory is never replaced by something else, nor something else by a directory. Device nodes and entries that
-// lead out of the directory by their name are refused. What was written before an error stays. A nil owner leaves files to
+// lead out of the directory by their name are refused. What was written before an error stays, but for half a file. A nil owner leaves files to
 // those whom the archive names.
 func (r *Root) Extract(ctx context.Context, name string, archive io.Reader, owner *Owner) error {
 	dest, err := r.destination(absolute(name))
@@ -46,7 +46,7 @@ func (r *Root) Extract(ctx context.Context, name string, archive io.Reader, owne
 	if err != nil {
 		return err
 	}
-	x := &extractor{root: r, dest: dest, owner: owner}
+	x := &extractor{ctx: ctx, root: r, dest: dest, owner: owner}
 	in := tar.NewReader(plain)
 	for n := 0; ; n++ {
 		h, err := in.Next()
@@ -132,6 +132,7 @@ func (r *Root) readOnly(dir *os.File) error {
 }
 
 type extractor struct {
+	ctx   context.Context
 	root  *Root
 	dest  string
 	owner *Owner
@@ -313,7 +314,8 @@ func (x *extractor) makeFile(parent *os.File, base string, h *tar.Header, conten
 		return &fs.PathError{Op: "create", Path: h.Name, Err: err}
 	}
 	f := os.NewFile(uintptr(fd), h.Name)
-	_, err = io.Copy(f, content)
+	// The holes of a sparse file take nothing of the archive: only here is it seen that nobody waits any more.
+	_, err = io.Copy(f, &untilDone{x.ctx, content})
 	uid, gid, ownerErr := x.ids(h)
 	err = errors.Join(err, ownerErr)
 	if err == nil {
@@ -328,10 +330,15 @@ func (x *extractor) makeFile(parent *os.File, base string, h *tar.Header, conten
 	if err == nil {
 		err = setTime(parent, base, h.ModTime)
 	}
-	if err = errors.Join(err, f.Close()); err != nil && !errors.Is(err, io.ErrUnexpectedEOF) {
-		return fmt.Errorf("write %s: %w", h.Name, err)
+	if err = errors.Join(err, f.Close()); err == nil {
+		return nil
 	}
-	return err
+	// Half a file would pass for a whole one, and keep a full disk full.
+	_ = unix.Unlinkat(int(parent.Fd()), base, 0)
+	if errors.Is(err, io.ErrUnexpectedEOF) {
+		return err
+	}
+	return fmt.Errorf("write %s: %w", h.Name, err)
 }
 
 // makeLink gives a file of the archive one more name.

@@ -92,15 +92,34 @@ func (r *Root) Stat(name string) (Stat, error) {
 
 // ReadFile reads a regular file of at most limit bytes, links followed.
 func (r *Root) ReadFile(name string, limit int64) ([]byte, error) {
-	f, err := r.open(absolute(name), unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
+	at, err := r.open(absolute(name), unix.O_PATH, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer at.Close()
+	st, err := status(at)
+	if err != nil {
+		return nil, err
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFREG {
+		return nil, invalid("%s is not a regular file", name)
+	}
+	f, err := openHeld(at)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	if st, err := status(f); err != nil || st.Mode&unix.S_IFMT != unix.S_IFREG {
-		return nil, errors.Join(err, &fs.PathError{Op: "read", Path: name, Err: fs.ErrInvalid})
-	}
 	return io.ReadAll(io.LimitReader(f, limit))
+}
+
+// openHeld opens for reading the file that a descriptor names, whatever its name has come to mean since: only opening a device may
+// do something already, and a pipe's other end would notice.
+func openHeld(at *os.File) (*os.File, error) {
+	fd, err := unix.Open(fmt.Sprintf("/proc/self/fd/%d", at.Fd()), unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &fs.PathError{Op: "open", Path: at.Name(), Err: err}
+	}
+	return os.NewFile(uintptr(fd), at.Name()), nil
 }
 
 // absolute is a client's path from the root, cleaned. The slash or dot at its end that makes it a directory's stays.
