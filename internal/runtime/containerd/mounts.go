@@ -306,8 +306,9 @@ func (r *Runtime) fillVolume(ctx context.Context, s *runtime.Spec, img *image, t
 	})
 }
 
-// copyWhole fills a directory at once: whoever is interrupted leaves it empty, to be filled by the next. Only what is mounted at
-// the directory has to be filled piece by piece.
+// copyWhole fills an empty directory: whoever is interrupted while copying leaves it empty, to be filled by the next. The directory
+// stays the same one, for other containers may have it mounted already: in one that is replaced they could make no file any more.
+// Only what is mounted at the directory has to be filled piece by piece.
 func copyWhole(dir, source string) error {
 	if mounted, err := mountinfo.Mounted(dir); err != nil || mounted {
 		if err == nil {
@@ -323,9 +324,22 @@ func copyWhole(dir, source string) error {
 	if err := fs.CopyDir(part, source); err != nil {
 		return err
 	}
-	// Not os.Rename, which refuses to replace a directory even if it is empty.
-	if err := unix.Rename(part, dir); err != nil && !errors.Is(err, unix.ENOTEMPTY) {
-		return err // another task that filled it meanwhile was as good
+	entries, err := os.ReadDir(part)
+	if err != nil {
+		return err
 	}
-	return nil
+	if now, err := os.ReadDir(dir); err != nil || len(now) > 0 {
+		return err // somebody wrote to it meanwhile: it is not new any more
+	}
+	for _, e := range entries {
+		from, to := filepath.Join(part, e.Name()), filepath.Join(dir, e.Name())
+		if err := unix.Renameat2(unix.AT_FDCWD, from, unix.AT_FDCWD, to, unix.RENAME_NOREPLACE); err != nil && !errors.Is(err, unix.EEXIST) {
+			return &os.LinkError{Op: "rename", Old: from, New: to, Err: err}
+		}
+	}
+	var like unix.Stat_t
+	if err := unix.Stat(part, &like); err != nil {
+		return &os.PathError{Op: "stat", Path: part, Err: err}
+	}
+	return errors.Join(os.Chown(dir, int(like.Uid), int(like.Gid)), unix.Chmod(dir, like.Mode&0o7777))
 }
