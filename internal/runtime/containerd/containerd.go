@@ -20,6 +20,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	client "github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
@@ -78,6 +79,8 @@ type Runtime struct {
 
 	life     context.Context // ends with Run; watchers live in it
 	watchers sync.WaitGroup
+
+	visits atomic.Int64 // how often an ended container's files were looked at
 
 	mu    sync.Mutex
 	units map[string]*unit

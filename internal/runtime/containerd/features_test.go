@@ -3,10 +3,13 @@ package containerd
 import (
 	"context"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -406,5 +409,80 @@ func TestLongState(t *testing.T) {
 	_, err := New(Config{Root: "/r", State: "/" + strings.Repeat("x", 60), Instance: "i", Shim: "/s", Log: testLog(t)})
 	if err == nil || !strings.Contains(err.Error(), "too long") {
 		t.Errorf("New = %v", err)
+	}
+}
+
+// noted are volumes that know who uses them.
+type noted struct {
+	dirVolumes
+	mu    sync.Mutex
+	users map[string]bool
+}
+
+func (n *noted) Mount(ctx context.Context, container, name string, labels, options map[string]string) (string, error) {
+	n.mu.Lock()
+	n.users[container+" "+name] = true
+	n.mu.Unlock()
+	return n.dirVolumes.Mount(ctx, container, name, labels, options)
+}
+
+func (n *noted) Unmount(_ context.Context, container, name string) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	delete(n.users, container+" "+name)
+	return nil
+}
+
+func (n *noted) list() string {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return strings.Join(slices.Sorted(maps.Keys(n.users)), "\n")
+}
+
+// The volumes of a container that ended are mounted for those who look at its files, each of whom uses them.
+func TestRootOfEndedUsesItsVolumes(t *testing.T) {
+	h := newHost(t)
+	volumes := &noted{dirVolumes: h.cfg.Volumes.(dirVolumes), users: map[string]bool{}}
+	h.cfg.Volumes = volumes
+	h.boot(t)
+	spec := conformance.NewSpec("visited", shell("true"))
+	container(&spec).Mounts = []mount.Mount{{Type: mount.TypeVolume, Source: "vol", Target: "/data"}, {Type: mount.TypeTmpfs, Target: "/t"}}
+	c, err := h.runtime.Controller(spec)
+	if err == nil {
+		err = c.Prepare(t.Context())
+	}
+	if err == nil {
+		_, err = c.Start(t.Context())
+	}
+	if err == nil {
+		_, err = c.Wait(t.Context())
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantUsers := func(want string) {
+		t.Helper()
+		for deadline := time.Now().Add(30 * time.Second); volumes.list() != want; time.Sleep(5 * time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatalf("the volumes' users are %q, want %q", volumes.list(), want)
+			}
+		}
+	}
+	wantUsers("")
+	var releases []func()
+	for range 2 {
+		_, release, err := c.Root(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		releases = append(releases, release)
+	}
+	wantUsers(spec.ID + " (copying, 1) vol\n" + spec.ID + " (copying, 2) vol")
+	releases[0]()
+	wantUsers(spec.ID + " (copying, 2) vol")
+	releases[1]()
+	wantUsers("")
+	if err := c.Remove(t.Context()); err != nil {
+		t.Fatal(err)
 	}
 }

@@ -38,7 +38,44 @@ func (c *controller) Root(ctx context.Context) (*os.File, func(), error) {
 		}
 		// It has ended meanwhile.
 	}
-	return c.mountRoot(ctx)
+	unmount, err := c.visitVolumes(ctx, status.Mounts)
+	if err != nil {
+		return nil, nil, err
+	}
+	dir, release, err := c.mountRoot(ctx)
+	if err != nil {
+		return nil, nil, errors.Join(err, unmount())
+	}
+	return dir, func() {
+		release()
+		if err := unmount(); err != nil {
+			c.r.cfg.Log.Warn("unmount the volumes of an ended container", "container", c.id, "error", err)
+		}
+	}, nil
+}
+
+// visitVolumes mounts the volumes of a container that ended, as a user of its own: what is written to the directory below a volume's
+// device would be out of sight when the device is mounted again.
+func (c *controller) visitVolumes(ctx context.Context, mounts []runtime.MountPoint) (unmount func() error, err error) {
+	visitor := fmt.Sprintf("%s (copying, %d)", c.id, c.r.visits.Add(1))
+	var mounted []string
+	unmount = func() error {
+		var errs []error
+		for _, name := range mounted {
+			errs = append(errs, c.r.cfg.Volumes.Unmount(context.WithoutCancel(ctx), visitor, name))
+		}
+		return errors.Join(errs...)
+	}
+	for _, m := range mounts {
+		if m.Name == "" || c.r.cfg.Volumes == nil {
+			continue
+		}
+		if _, err := c.r.cfg.Volumes.Mount(ctx, visitor, m.Name, nil, nil); err != nil {
+			return nil, errors.Join(fmt.Errorf("mount volume %s of container %s: %w", m.Name, c.id[:12], err), unmount())
+		}
+		mounted = append(mounted, m.Name)
+	}
+	return unmount, nil
 }
 
 // root opens the root of the container's first process. The process is held first and asked for afterwards, so that the root is
