@@ -358,7 +358,10 @@ func (n *session) send(stream pb.Dispatch_SessionServer) error {
 
 // due takes the marks and makes the messages.
 func (n *session) due() []*pb.ToAgent {
+	// All marks of a step of the state at once: what goes from one task to the next in it is not taken away in between.
+	n.srv.mu.Lock()
 	n.mu.Lock()
+	snap := n.srv.snap
 	complete, tablesDue, nodeDue, netsDue, tasks := n.complete, n.tablesDue, n.nodeDue, n.netsDue, n.tasksDue
 	beat, beatDue, ack, ackDue, out := n.beats, n.beatDue, n.acks, n.ackDue, n.outbox
 	fence := n.fence
@@ -368,14 +371,9 @@ func (n *session) due() []*pb.ToAgent {
 	} else {
 		n.tasksDue = map[model.TaskID]struct{}{}
 	}
-	n.mu.Unlock()
-	// After the marks: the snapshot holds at least what they are about.
-	n.srv.mu.Lock()
-	snap := n.srv.snap
-	n.srv.mu.Unlock()
-	n.mu.Lock()
 	withdrawal := n.withdrawal // of the tasks in snap
 	n.mu.Unlock()
+	n.srv.mu.Unlock()
 	if complete {
 		// The node may know more than the sessions have been marked for.
 		snap = n.srv.cfg.State.Snapshot()
