@@ -139,3 +139,35 @@ func TestPruneImages(t *testing.T) {
 		t.Error("the removed name is still in the swarm's table")
 	}
 }
+
+// Containers of tasks are not pruned, which must not keep docker system prune from doing the rest.
+func TestPruneContainers(t *testing.T) {
+	s, _ := newSwarm(t)
+	for _, tt := range []struct {
+		filters string
+		code    int
+		want    string
+	}{
+		{`{}`, http.StatusOK, `{"ContainersDeleted":[],"SpaceReclaimed":0}`},
+		{`{"until":{"24h":true},"label":{"a=b":true}}`, http.StatusOK, `"ContainersDeleted":[]`},
+		{`{"until":{"x":true}}`, http.StatusBadRequest, `invalid until filter`},
+		{`{"name":{"x":true}}`, http.StatusBadRequest, `invalid filter`},
+	} {
+		if w := call(s, http.MethodPost, "/containers/prune?filters="+tt.filters, ""); w.Code != tt.code || !strings.Contains(w.Body.String(), tt.want) {
+			t.Errorf("prune %s: %d %s, want %d %s", tt.filters, w.Code, w.Body, tt.code, tt.want)
+		}
+	}
+}
+
+// What an image shares with others is known when it shares nothing.
+func TestDiskUsageOfImages(t *testing.T) {
+	s, f := newSwarm(t)
+	f.images = []Image{{ID: digestA, Size: 3, Layers: []string{"x", "y"}}, {ID: digestB, Size: 4, Layers: []string{"z"}}}
+	if got := call(s, http.MethodGet, "/system/df", "").Body.String(); strings.Count(got, `"SharedSize":0`) != 2 {
+		t.Errorf("two that share nothing: %s", got)
+	}
+	f.images[1].Layers = []string{"y"}
+	if got := call(s, http.MethodGet, "/system/df", "").Body.String(); strings.Count(got, `"SharedSize":-1`) != 2 {
+		t.Errorf("two that share a layer: %s", got)
+	}
+}

@@ -83,6 +83,7 @@ func (s *Server) table() routeTable {
 	t.get("/plugins", s.emptyList)
 	t.get("/plugins/{name...}/json", func(r *request) error { return notFoundf("plugin %q not found", r.vars["name"]) })
 	t.post("/build/prune", s.pruneBuild)
+	t.post("/containers/prune", s.pruneContainers)
 
 	s.swarmRoutes(t)
 	s.localRoutes(t)

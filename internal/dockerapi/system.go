@@ -4,9 +4,11 @@ import (
 	"fmt"
 	"net/http"
 	"runtime"
+	"slices"
 	"time"
 
 	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/events"
 	"github.com/moby/moby/api/types/image"
 	"github.com/moby/moby/api/types/registry"
 	"github.com/moby/moby/api/types/swarm"
@@ -158,7 +160,11 @@ func (s *Server) getDiskUsage(r *request) error {
 	}
 	for i := range images {
 		out.LayersSize += images[i].Size
-		out.Images = append(out.Images, imageSummary(&images[i], containers))
+		sum := imageSummary(&images[i], containers)
+		if !sharesLayers(images, i) {
+			sum.SharedSize = 0 // known, so that clients count it as used when a container uses it
+		}
+		out.Images = append(out.Images, sum)
 	}
 	for i := range containers {
 		out.Containers = append(out.Containers, s.containerSummary(&containers[i]))
@@ -178,12 +184,38 @@ func (s *Server) getDiskUsage(r *request) error {
 	return writeJSON(r, http.StatusOK, out)
 }
 
+// sharesLayers reports whether another image has a layer of one's.
+func sharesLayers(images []Image, i int) bool {
+	return slices.ContainsFunc(images[i].Layers, func(layer string) bool {
+		for j := range images {
+			if j != i && images[j].ID != images[i].ID && slices.Contains(images[j].Layers, layer) {
+				return true
+			}
+		}
+		return false
+	})
+}
+
 // pruneBuild is true to the letter: there is no build cache, so all of it is gone.
 func (s *Server) pruneBuild(r *request) error {
 	return writeJSON(r, http.StatusOK, struct {
 		CachesDeleted  []string
 		SpaceReclaimed uint64
 	}{})
+}
+
+// pruneContainers removes nothing: those that ended are the history of tasks, which the swarm removes by itself. That is no error, or
+// nothing else of docker system prune would be done.
+func (s *Server) pruneContainers(r *request) error {
+	f, err := readFilters(r, "until", "label", "label!")
+	if err != nil {
+		return err
+	}
+	if _, err := s.pruneUntil(f); err != nil {
+		return err
+	}
+	s.emit(events.ContainerEventType, events.ActionPrune, scopeLocal, "", map[string]string{"reclaimed": "0"}, s.now())
+	return writeJSON(r, http.StatusOK, container.PruneReport{ContainersDeleted: []string{}})
 }
 
 func (s *Server) emptyList(r *request) error {

@@ -17,7 +17,6 @@ var laterRoutes = []struct{ method, pattern, line string }{
 	{http.MethodPut, "/volumes/{name}", "cluster volumes are not available yet"},
 	{http.MethodGet, "/images/search", "searching for images is not available: look for them on their registry's site, and pull them by name"},
 	{http.MethodPost, "/containers/create", `single containers are not available yet: use "docker service create"`},
-	{http.MethodPost, "/containers/prune", "pruning containers is not available yet: the swarm removes those of its tasks by itself"},
 	{http.MethodPost, "/containers/{id}/{action}", `acting on single containers is not available yet: use "docker service update" or "docker service scale"`},
 	{http.MethodDelete, "/containers/{id}", `containers belong to tasks: use "docker service rm" or "docker service scale"`},
 	{http.MethodGet, "/containers/{id}/{part}", "this view of a container is not available yet"},

@@ -194,6 +194,9 @@ func (s *Server) pruneVolumes(r *request) error {
 			continue
 		}
 		size, err := s.backend.VolumeSize(r.ctx(), v.Name)
+		if model.KindOf(err) == model.NotFound {
+			continue // somebody else removed it
+		}
 		if err != nil {
 			return fmt.Errorf("measure volume %s: %w", v.Name, err)
 		}
