@@ -163,9 +163,15 @@ func (c *cli) connect() (*client.Client, error) {
 	return cl, nil
 }
 
-// explain turns a refused connection into what to do next.
+// explain turns a refused connection, and a task that is not there, into what to do next.
 func (c *cli) explain(err error) error {
-	if err == nil || !client.IsErrConnectionFailed(err) {
+	if err == nil {
+		return nil
+	}
+	if ref, ok := strings.CutPrefix(plain(err.Error()), "No such container: "); ok {
+		return fmt.Errorf("no such task: %s: 'skep ps' lists those that run", ref)
+	}
+	if !client.IsErrConnectionFailed(err) {
 		return err
 	}
 	return fmt.Errorf("no daemon answers at %s: start one with 'skep up' (one node, now) or 'systemctl start skep'", c.address())

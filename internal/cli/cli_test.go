@@ -137,6 +137,9 @@ func TestPlainErrors(t *testing.T) {
 		w.Header().Set("Content-Type", "application/json")
 		switch {
 		case strings.HasSuffix(r.URL.Path, "/_ping"):
+		case strings.Contains(r.URL.Path, "/containers/"):
+			w.WriteHeader(http.StatusNotFound)
+			fmt.Fprint(w, `{"message":"No such container: web.7"}`)
 		case strings.HasSuffix(r.URL.Path, "/images/load"):
 			fmt.Fprintln(w, `{"errorDetail":{"message":"rpc error: code = Unavailable desc = no leader"}}`)
 		default:
@@ -149,6 +152,8 @@ func TestPlainErrors(t *testing.T) {
 		"stack rm shop":            "skep: it cannot be: x\n",
 		"service why web":          "skep: it cannot be: x\n",
 		"secret rm key":            "skep: it cannot be: x\n",
+		"exec web.7 ls":            "skep: no such task: web.7: 'skep ps' lists those that run\n",
+		"top web.7":                "skep: no such task: web.7: 'skep ps' lists those that run\n",
 		"image load -i /dev/null":  "skep: no leader\n",
 		"service logs --tail 1 ab": "skep: it cannot be: x\n",
 	} {
@@ -167,7 +172,10 @@ func TestHelpAndCompletion(t *testing.T) {
 	if !strings.Contains(out, want) || strings.Contains(out, "true|false") || !strings.Contains(out, "\n  -H, --host address       address of the daemon") {
 		t.Errorf("help:\n%s", out)
 	}
-	host := fakeDaemon(t, map[string]any{"GET /services": services})
+	host := fakeDaemon(t, map[string]any{"GET /services": services, "GET /secrets": `[{"ID":"x","Spec":{"Name":"key"}}]`})
+	if _, out, _ := run(t, host, "__complete", "secret", "rm", ""); !strings.HasPrefix(out, "key\n:4") {
+		t.Errorf("completion of secrets: %q", out)
+	}
 	for _, verb := range []string{"ps", "logs", "why", "history", "rollback", "pause"} {
 		if _, out, _ := run(t, host, "__complete", "service", verb, ""); !strings.HasPrefix(out, "all\nweb\n:4") {
 			t.Errorf("completion of service %s: %q", verb, out)
@@ -245,6 +253,9 @@ func TestWhy(t *testing.T) {
 	})
 	if code, out, _ := run(t, host, "service", "why", "web"); code != 3 || out != "web: 1 of 3 tasks run\n  update paused: x\n  2 × pending: no suitable node\n" {
 		t.Errorf("%d\n%s", code, out)
+	}
+	if code, out, _ := run(t, host, "service", "why", "--json", "web"); code != 3 || !strings.HasPrefix(out, `{"Name":"web","Running":1,"Desired":3,`) {
+		t.Errorf("--json: %d\n%s", code, out)
 	}
 	if code, out, _ := run(t, host, "service", "why", "ok"); code != 0 || out != "ok: 1 of 1 tasks run\n" {
 		t.Errorf("%d\n%s", code, out)

@@ -85,7 +85,7 @@ func swarmLine(s *swarm.Info) string {
 	case s.LocalNodeState != swarm.LocalNodeStateActive:
 		return string(s.LocalNodeState)
 	case s.ControlAvailable:
-		return fmt.Sprintf("active, this node is a manager (%s); %d nodes, %d managers", s.NodeID, s.Nodes, s.Managers)
+		return fmt.Sprintf("active, this node is a manager (%s); %s, %s", s.NodeID, count(s.Nodes, "node"), count(s.Managers, "manager"))
 	}
 	return fmt.Sprintf("active, this node is a worker (%s)", s.NodeID)
 }

@@ -3,6 +3,7 @@ package cli
 import (
 	"encoding/json"
 	"fmt"
+	"io"
 	"maps"
 	"net/http"
 	"slices"
@@ -36,14 +37,11 @@ all its tasks run, 3 when some do not.`,
 			}
 			out := cmd.OutOrStdout()
 			if asJSON {
-				return json.NewEncoder(out).Encode(w)
-			}
-			fmt.Fprintf(out, "%s: %d of %d tasks run\n", w.Name, w.Running, w.Desired)
-			if w.Update != "" {
-				fmt.Fprintf(out, "  update %s\n", w.Update)
-			}
-			for _, r := range w.Reasons {
-				fmt.Fprintf(out, "  %d × %s: %s\n", r.Count, r.State, r.Text)
+				if err := json.NewEncoder(out).Encode(w); err != nil {
+					return fmt.Errorf("print: %w", err)
+				}
+			} else {
+				w.print(out)
 			}
 			if w.Running < w.Desired || len(w.Reasons) > 0 {
 				return exitCode(3)
@@ -53,6 +51,16 @@ all its tasks run, 3 when some do not.`,
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "as JSON")
 	return cmd
+}
+
+func (w *why) print(out io.Writer) {
+	fmt.Fprintf(out, "%s: %d of %d tasks run\n", w.Name, w.Running, w.Desired)
+	if w.Update != "" {
+		fmt.Fprintf(out, "  update %s\n", w.Update)
+	}
+	for _, r := range w.Reasons {
+		fmt.Fprintf(out, "  %d × %s: %s\n", r.Count, r.State, r.Text)
+	}
 }
 
 // mergedKeys are the keys of both, sorted.
