@@ -133,7 +133,10 @@ func (a *Agent) setNode(ops []op, m *pb.NodeInfo) []op {
 // assign takes one task; a.mu is held.
 func (a *Agent) assign(ops []op, fresh []*task, m *pb.Task, withdrawal uint64) ([]op, []*task) {
 	id := taskID(m)
-	if t := a.byID[id]; t != nil {
+	if t := a.byID[id]; t != nil && t.leaves() {
+		t.next = m
+		return ops, fresh
+	} else if t != nil {
 		t.assign(m, withdrawal)
 		// What the managers know less of than the node is reported again.
 		if _, _, st := t.snapshot(); st.State > model.TaskState(m.State) && st.State >= model.StateAccepted {
@@ -152,6 +155,7 @@ func (a *Agent) finishAssign(ops []op, fresh []*task, at place) {
 	used := map[uint64]bool{}
 	for _, t := range a.byID {
 		used[t.msg.Template] = true
+		used[t.next.GetTemplate()] = true
 	}
 	for id := range a.templates {
 		if !used[id] {

@@ -167,7 +167,7 @@ func (a *Agent) saveStatus(id model.TaskID, st status) {
 	a.saved(a.store.write(op{statePrefix + idText(id), encode(st)}))
 }
 
-// forget drops a task that has disappeared from the node.
+// forget drops a task that has disappeared from the node, and begins the one that comes after it.
 func (a *Agent) forget(t *task) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -177,6 +177,13 @@ func (a *Agent) forget(t *task) {
 	delete(a.byID, t.id)
 	a.rep.drop(t.id)
 	a.saved(a.store.write(op{Key: taskPrefix + idText(t.id)}, op{Key: statePrefix + idText(t.id)}, op{Key: dnsPrefix + idText(t.id)}))
+	if t.next == nil {
+		return
+	}
+	n := newTask(a, t.next, a.templates[t.next.Template], statusOf(t.next))
+	a.byID[n.id] = n
+	a.saved(a.store.write(op{taskPrefix + idText(n.id), encode(forDisk(t.next))}))
+	a.launch(n)
 }
 
 func removeStore(dir string) error {

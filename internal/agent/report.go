@@ -142,7 +142,7 @@ func (a *Agent) reportOf(id model.TaskID) (model.TaskReport, bool) {
 	a.mu.Lock()
 	t := a.byID[id]
 	a.mu.Unlock()
-	if t == nil {
+	if t == nil || t.leaves() { // nobody asks about what disappears
 		return model.TaskReport{}, false
 	}
 	_, _, st := t.snapshot()

@@ -10,6 +10,7 @@ import (
 	"github.com/skep-swarm/skep/internal/keeper/jsonlog"
 	"github.com/skep-swarm/skep/internal/model"
 	"github.com/skep-swarm/skep/internal/runtime"
+	"github.com/skep-swarm/skep/internal/runtime/fake"
 	"github.com/skep-swarm/skep/internal/wire"
 	"github.com/skep-swarm/skep/internal/wire/pb"
 )
@@ -82,6 +83,34 @@ func TestRefusesOlderWord(t *testing.T) {
 	if got := m.hellos[1].Applied; got.Index != m.index || m.hellos[1].LastSession != 1 {
 		t.Errorf("second hello: applied %v, last session %d", got, m.hellos[1].LastSession)
 	}
+}
+
+// A swarm that was taken up again may give the name of a task that this node is just removing, because it knew nothing of
+// it, to one that it sends here: that begins anew when the former has gone, and the former's state is not taken for its own.
+func TestNameGivenAnewWhileItsTaskLeaves(t *testing.T) {
+	h := newHost(t)
+	m := newScripted(t, h)
+	m.template(1, simpleSpec())
+	id := m.assign(1, 1, model.StateRunning)
+	a, stop := h.start(t)
+	defer stop()
+	first := m.awaitState(id, model.StateRunning)
+	release := h.node.Block(fake.Stop, ContainerID(externalID(1)))
+	m.remove(id)
+	m.set(func() { delete(m.states, id) })
+	m.assign(1, 1, model.StateRunning)
+	eventually(t, "both were heard", func() bool {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		return a.applied.Index == m.index
+	})
+	release()
+	eventually(t, "another container runs", func() bool {
+		r := m.state(id)
+		return r.State == model.StateRunning && r.PID != 0 && r.PID != first.PID && containerState(h.node, ContainerID(externalID(1))) == runtime.Running
+	})
 }
 
 // A task that others declared orphaned is ended here, too.

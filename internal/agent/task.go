@@ -43,6 +43,9 @@ type task struct {
 	tpl     *template
 	desired model.TaskState
 	removed bool
+	// next is the managers' word on a task of the same name that comes once this one has disappeared: a swarm that was
+	// taken up again from an older state may not know this one, and give its name anew. Agent.mu guards it.
+	next *pb.Task
 	// withdrawal is the index of the managers' word to wait for before the task is stopped; 0 for none.
 	withdrawal uint64
 	st         status
@@ -74,11 +77,11 @@ func (t *task) assign(m *pb.Task, withdrawal uint64) {
 	t.nudge()
 }
 
-// remove makes the task disappear from the node.
+// remove makes the task disappear from the node; Agent.mu is held.
 func (t *task) remove() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.removed = true
+	t.removed, t.next = true, nil
 	t.nudge()
 }
 
@@ -217,6 +220,12 @@ func (t *task) setHealth(h model.Health) {
 	}
 	t.a.saveStatus(t.id, st)
 	t.a.rep.mark(t.id)
+}
+
+func (t *task) leaves() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.removed
 }
 
 func (t *task) snapshot() (*pb.Task, *template, status) {

@@ -182,11 +182,11 @@ func (p *planner) inForce() model.Time {
 }
 
 // givenUp reports whether the policy allows no more attempts with the template in force, while an older task still
-// runs in the slot: no rollout tries again. One that did not end by itself but lost its node is tried again,
-// unless attempts are counted.
+// runs in the slot, or the one that failed was held back and waits for its delay: no rollout tries again. One that did
+// not end by itself but lost its node is tried again, unless attempts are counted.
 func (p *planner) givenUp(s *slot) bool {
 	n, last := s.newest, s.live[len(s.live)-1]
-	if n == nil || n == last || p.account(s, last) != n || !ended(n) {
+	if n == nil || n.Desired <= model.StateRunning && !n.State.Terminal() || n.Template != p.svc.Template || n.CreatedAt < p.inForce() || p.account(s, last) != n {
 		return false
 	}
 	switch n.State {

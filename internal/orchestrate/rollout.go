@@ -65,10 +65,10 @@ type rollout struct {
 	lastDone model.Time            // when the last new task came up, or failed to
 }
 
-// rollout takes stock. Only a rollout in progress has steps.
+// rollout takes stock. Only a rollout in progress has steps, and one that is paused, for it may go on.
 func (p *planner) rollout(slots []*slot) *rollout {
 	r := &rollout{p: p, config: p.config()}
-	if inProgress(p.svc.Update) {
+	if inProgress(p.svc.Update) || paused(p.svc.Update) {
 		r.steps = map[*slot]*model.Task{}
 	}
 	for _, s := range slots {

@@ -7,6 +7,7 @@ import (
 
 	"github.com/moby/moby/api/types/swarm"
 	"github.com/skep-swarm/skep/internal/model"
+	"github.com/skep-swarm/skep/internal/orchestrate"
 )
 
 // startFirst makes a service that starts first, goes on after failures, and restarts a task so often at once.
@@ -342,4 +343,77 @@ func (w *world) failNow(r *rand.Rand, id model.ServiceID) {
 		}
 	}
 	w.agentStep(r, 1<<30)
+}
+
+// TestPauseForgetsNoStep: what is under way when a rollout is paused still counts when it goes on, however short the
+// history is.
+func TestPauseForgetsNoStep(t *testing.T) {
+	w := newWorld(t, 2)
+	none := int64(0)
+	c := *w.snap.Cluster()
+	c.Spec = spec(t, swarm.Spec{Orchestration: swarm.OrchestrationConfig{TaskHistoryRetentionLimit: &none}})
+	w.do(model.Change{PutCluster: &c})
+	id := w.service(0, func(s *swarm.ServiceSpec) {
+		replicas(3)(s)
+		s.UpdateConfig = &swarm.UpdateConfig{Parallelism: 1}
+	})
+	w.settle()
+	w.image(id, "img:2")
+	w.plan()
+	w.obey() // the old task has stopped; the new one may start, and does not yet
+	w.plan()
+	pause, err := orchestrate.Pause(w.snap.Service(id))
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.do(pause)
+	w.plan()
+	resume, err := orchestrate.Resume(w.snap.Service(id), w.now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.do(resume)
+	w.plan()
+	fresh := 0
+	for _, x := range w.live(id) {
+		if x.Template == w.snap.Service(id).Template {
+			fresh++
+		}
+	}
+	if fresh != 1 {
+		t.Errorf("%d slots are under way, the parallelism is 1", fresh)
+	}
+}
+
+// TestRolloutDoesNotTryWhatIsGivenUp: a task that lost its node after the last attempt of its policy gets no more of
+// them from the rollout that made it, while the older one still runs.
+func TestRolloutDoesNotTryWhatIsGivenUp(t *testing.T) {
+	one, delay := uint64(1), 10*time.Second
+	w := newWorld(t, 1)
+	id := w.service(0, func(s *swarm.ServiceSpec) {
+		replicas(1)(s)
+		s.TaskTemplate.RestartPolicy = &swarm.RestartPolicy{MaxAttempts: &one, Delay: &delay}
+		s.UpdateConfig = &swarm.UpdateConfig{Parallelism: 1, Order: swarm.UpdateOrderStartFirst, FailureAction: swarm.UpdateFailureActionContinue}
+	})
+	w.settle()
+	other := w.addNode(nil)
+	w.image(id, "img:2") // on the other node, beside the old one
+	w.plan()
+	w.report(w.live(id)[1], model.StateFailed)
+	w.now += second
+	w.plan() // the one attempt
+	w.now += 11 * second
+	w.plan()
+	if last := w.live(id)[1]; last.Node != other {
+		t.Fatalf("the second try is on node %d", last.Node)
+	}
+	w.setState(other, swarm.NodeStateDown)
+	made := w.snap.Service(id).LastTask
+	for range 30 {
+		w.plan()
+		w.now += second
+	}
+	if last := w.snap.Service(id).LastTask; last != made {
+		t.Errorf("%d more attempts than the policy has", last-made)
+	}
 }

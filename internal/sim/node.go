@@ -214,6 +214,10 @@ func (n *node) assign(o order) {
 		t.drive()
 		return
 	}
+	if t.removed {
+		t.heir = &o
+		return
+	}
 	desired := max(t.desired, o.desired)
 	if o.state.Terminal() && !t.st.State.Terminal() {
 		desired = max(desired, model.StateShutdown)
@@ -244,7 +248,7 @@ func (n *node) report() {
 	clear(n.isNew)
 	for _, id := range n.sent {
 		t := n.tasks[id]
-		if t == nil || t.st.State < model.StateAccepted || t.st.State > model.StateRejected {
+		if t == nil || t.removed || t.st.State < model.StateAccepted || t.st.State > model.StateRejected {
 			continue
 		}
 		r.Tasks = append(r.Tasks, model.TaskReport{Task: id, State: t.st.State, Message: t.st.Message, Err: t.st.Err, PID: t.st.PID, ExitCode: t.st.ExitCode, Health: t.st.Health})

@@ -36,6 +36,7 @@ type task struct {
 	desired model.TaskState
 	st      agent.Status
 	removed bool
+	heir    *order // what comes when this one has disappeared
 	// prepared is of the daemon's life, the container of the host's.
 	prepared bool
 	busy     bool // a step is under way
@@ -64,6 +65,7 @@ func (t *task) want(desired model.TaskState) {
 }
 
 func (t *task) remove() {
+	t.heir = nil
 	if !t.removed {
 		t.removed = true
 		t.gen++
@@ -128,6 +130,9 @@ func (t *task) step() {
 	if t.removed {
 		t.running = false
 		delete(n.tasks, t.id)
+		if t.heir != nil {
+			n.assign(*t.heir)
+		}
 		return
 	}
 	before := t.st
