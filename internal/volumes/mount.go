@@ -83,7 +83,8 @@ func (s *Store) Unmount(_ context.Context, container, name string) error {
 	return s.release(name)
 }
 
-// Sweep unmounts what nobody uses, after all containers that live have been noted.
+// Sweep unmounts what nobody uses and finds what is left of removed volumes. It comes once, after all containers that live have
+// been noted and before the first Remove.
 func (s *Store) Sweep(ctx context.Context) error {
 	list, err := s.List(ctx)
 	if err != nil {
@@ -97,7 +98,7 @@ func (s *Store) Sweep(ctx context.Context) error {
 			errs = append(errs, s.release(v.Name))
 		}
 	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, s.findRemoved())...)
 }
 
 // release unmounts a volume that nobody uses; under mu. It does not wait for a server: what cannot be unmounted at once is taken

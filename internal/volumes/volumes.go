@@ -31,6 +31,7 @@ const (
 	maxMeta = 1 << 20 // bytes of a volume's labels and options on disk
 	meta    = "volume.json"
 	data    = "_data"
+	removed = ".removed-" // a dot keeps what is being deleted out of List
 )
 
 // Volume is one named directory.
@@ -48,6 +49,8 @@ type Store struct {
 	root string
 	mu   sync.Mutex
 	uses map[string]*use // by the volume's name
+	// halfRemoved are directories of removed volumes to be deleted yet.
+	halfRemoved []string
 }
 
 // New returns a store of the volumes below root, which is made when it is needed.
@@ -170,28 +173,60 @@ func (s *Store) Remove(ctx context.Context, name string) error {
 	if checkName(name) != nil {
 		return nil
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if users := s.users(name); len(users) > 0 {
-		return conflictError{fmt.Sprintf("remove %s: volume is in use - [%s]", name, strings.Join(users, ", "))}
+	trash, err := s.discard(name)
+	for _, dir := range trash {
+		err = errors.Join(err, os.RemoveAll(dir)) // without the lock: it may take minutes
 	}
-	dir := filepath.Join(s.root, name)
-	if err := unmountBelow(dir); err != nil {
-		return fmt.Errorf("remove volume %s: %w", name, err)
-	}
-	// The name goes at once; the contents may take a while and may be interrupted. The dot keeps it out of List.
-	trash := filepath.Join(s.root, ".removed-"+name)
-	if err := os.RemoveAll(trash); err != nil {
-		return fmt.Errorf("remove volume %s: %w", name, err)
-	}
-	if err := os.Rename(dir, trash); err != nil {
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil
+	if err != nil {
+		if errors.Is(err, errdefs.ErrConflict) {
+			return err
 		}
 		return fmt.Errorf("remove volume %s: %w", name, err)
 	}
-	if err := os.RemoveAll(trash); err != nil {
-		return fmt.Errorf("remove volume %s: %w", name, err)
+	return nil
+}
+
+// discard takes a volume's name away at once and returns what is to be deleted, which may take a while: its contents, and those of
+// volumes whose removal an earlier store did not end.
+func (s *Store) discard(name string) (trash []string, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if users := s.users(name); len(users) > 0 {
+		return nil, conflictError{fmt.Sprintf("remove %s: volume is in use - [%s]", name, strings.Join(users, ", "))}
+	}
+	trash, s.halfRemoved = s.halfRemoved, nil
+	dir := filepath.Join(s.root, name)
+	if _, err := os.Lstat(dir); errors.Is(err, fs.ErrNotExist) {
+		return trash, nil
+	}
+	if err := unmountBelow(dir); err != nil {
+		return trash, err
+	}
+	to, err := os.MkdirTemp(s.root, removed)
+	if err != nil {
+		return trash, err
+	}
+	if err := os.Rename(dir, filepath.Join(to, name)); err != nil {
+		return trash, errors.Join(err, os.Remove(to))
+	}
+	return append(trash, to), nil
+}
+
+// findRemoved finds what removals that were interrupted have left, for the next one to delete: the daemon's start does not wait for
+// that. Nothing was mounted in it when it was taken away. Under mu, before the first Remove.
+func (s *Store) findRemoved() error {
+	entries, err := os.ReadDir(s.root)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	for _, e := range entries {
+		dir := filepath.Join(s.root, e.Name())
+		if !strings.HasPrefix(e.Name(), removed) {
+			continue
+		}
+		if at, err := mountsBelow(dir); err == nil && len(at) == 0 { // what is not known is not deleted
+			s.halfRemoved = append(s.halfRemoved, dir)
+		}
 	}
 	return nil
 }

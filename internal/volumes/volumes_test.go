@@ -82,3 +82,33 @@ func TestBrokenMetadata(t *testing.T) {
 		t.Errorf("Inspect = %+v, %v", got, err)
 	}
 }
+
+// A removal that was interrupted is ended by one of the next store, and none of them keeps the others from the store meanwhile.
+func TestRemoveIsEndedLater(t *testing.T) {
+	ctx := t.Context()
+	s := New(t.TempDir())
+	for _, name := range []string{"big", "other"} {
+		if _, err := s.Create(ctx, name, nil, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if trash, err := s.discard("big"); err != nil || len(trash) != 1 {
+		t.Fatal(trash, err)
+	}
+	if _, err := s.Inspect(ctx, "big"); !errdefs.IsNotFound(err) {
+		t.Errorf("it is still there: %v", err)
+	}
+	if _, err := s.Create(ctx, "big", nil, nil); err != nil {
+		t.Errorf("its name is taken: %v", err)
+	}
+	s = New(s.root)
+	if err := s.Sweep(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Remove(ctx, "other"); err != nil {
+		t.Fatal(err)
+	}
+	if left, err := os.ReadDir(s.root); err != nil || len(left) != 1 || left[0].Name() != "big" {
+		t.Errorf("left: %v, %v", left, err)
+	}
+}
