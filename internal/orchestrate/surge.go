@@ -77,6 +77,10 @@ func (p *planner) surge(s *slot, leaving, good []*model.Task) bool {
 			p.wake(heir.StartAt)
 			return false
 		}
+		if until := heir.StartAt + p.stopLimit(s); p.stopping(s, heir.ID.Num) && p.now < until {
+			p.wake(until) // beside one that stops it would be a third
+			return false
+		}
 		p.out.add(desire(heir, model.StateRunning))
 		p.out.while(last)
 		return true

@@ -76,6 +76,9 @@ func (j *judge) succession(s *step, t *model.Task) {
 		if a := s.after.Task(o.ID); a == nil || a.Desired <= model.StateRunning || a.State.Terminal() {
 			continue
 		}
+		if o.Desired <= model.StateRunning && startsFirst(s.after.Service(t.ID.Service)) {
+			continue // the one that runs was to stay until the held one runs; there is no room, so it goes now
+		}
 		if tpl := s.before.Template(o.Template); tpl != nil && tpl.Task.Typed.ContainerSpec.StopGracePeriod != nil {
 			limit = max(limit, model.Time(*tpl.Task.Typed.ContainerSpec.StopGracePeriod+10*time.Second))
 		}
@@ -89,6 +92,15 @@ func (j *judge) succession(s *step, t *model.Task) {
 	if busy != nil && s.now < t.StartAt+limit {
 		j.w.fail("law: a successor runs when its predecessor has stopped: %s was let go while %s is %s on node %d", short(t.ID), short(busy.ID), busy.State, busy.Node)
 	}
+}
+
+// startsFirst reports whether a task that has to leave its node stays until its successor runs.
+func startsFirst(svc *model.Service) bool {
+	spec := svc.Spec()
+	if drain := spec.Labels["skep.drain"]; drain != "" {
+		return drain == "start-first"
+	}
+	return spec.UpdateConfig != nil && spec.UpdateConfig.Order == swarm.UpdateOrderStartFirst
 }
 
 // attempts judges that a slot is not restarted more often than its policy allows.
