@@ -30,6 +30,9 @@ func CheckOptions(options map[string]string) error {
 			return invalid("missing required option: %q", needed)
 		}
 	}
+	if strings.ContainsRune(options["o"], 0) {
+		return invalid("the mount options (o) must not contain a zero byte")
+	}
 	return checkDevice(options["type"], options["device"])
 }
 

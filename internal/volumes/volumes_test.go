@@ -112,3 +112,14 @@ func TestRemoveIsEndedLater(t *testing.T) {
 		t.Errorf("left: %v, %v", left, err)
 	}
 }
+
+// What the kernel would refuse when a task starts is refused when the volume is made.
+func TestZeroBytes(t *testing.T) {
+	for _, option := range []string{"type", "device", "o"} {
+		options := map[string]string{"type": "tmpfs", "device": "tmpfs", "o": "size=1m"}
+		options[option] += "\x00x"
+		if _, err := New(t.TempDir()).Create(t.Context(), "v0", nil, options); !errdefs.IsInvalidArgument(err) {
+			t.Errorf("a zero byte in %s: %v", option, err)
+		}
+	}
+}
