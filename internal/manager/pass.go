@@ -151,6 +151,8 @@ func (p *Planner) Took(b *model.Batch, out *model.Outcome) {
 			continue
 		}
 		p.log.Debug("a plan was refused and is made again", "err", err)
+		// The room that it would have taken was kept from others in the same pass.
+		p.dirty.wakeWaiting()
 		for j := range b.Txns[i].Changes {
 			k, _, ok := state.Writes(&b.Txns[i].Changes[j])
 			if ok && (k.Kind == model.KindService || k.Kind == model.KindTask) {
@@ -183,7 +185,7 @@ func (p *Planner) blocks(snap *state.Snapshot) []model.Txn {
 
 // plan runs the deciders over the services on one working copy.
 func (p *Planner) plan(snap *state.Snapshot, ids []model.ServiceID, now model.Time, clock time.Time) []model.Txn {
-	w := &work{cache: &p.cache, snap: snap, now: now, base: snap, obs: orchestrate.Obs{Settled: p.settled(clock), Down: p.downAt},
+	w := &work{cache: &p.cache, snap: snap, now: now, base: snap, obs: orchestrate.Obs{Settled: p.settled(clock), Down: p.downAt, Agreed: snap},
 		plans: map[model.ServiceID]*plan{}, next: map[model.ServiceID]model.Time{}, waiting: map[model.ServiceID]bool{}, settled: map[model.ServiceID]bool{}}
 	todo := ids
 	for range maxRounds {

@@ -137,7 +137,11 @@ func (p *planner) lookAtGate() {
 		return
 	}
 	if !p.wasLetGo() {
-		p.waits = closed(p.snap, p.svc)
+		agreed := p.obs.Agreed
+		if agreed == nil {
+			agreed = p.snap
+		}
+		p.waits = closed(agreed, p.svc)
 	}
 	if p.waits == "" {
 		p.opened = p.svc.Template

@@ -235,3 +235,26 @@ func TestGateAndDrain(t *testing.T) {
 		})
 	}
 }
+
+// What others are about to do opens no gate: their plans may be refused.
+func TestGateLooksAtWhatIsAgreed(t *testing.T) {
+	w := newWorld(t, 1)
+	web := w.service(0, named("web", "db=service_started", replicas(1)))
+	w.service(0, named("db", "", replicas(1)))
+	for w.countRunning(web+1) == 0 {
+		w.planOnly(web + 1)
+		w.planOnly(web)
+		if w.countRunning(web+1) == 0 {
+			agreed := w.snap
+			w.obey()
+			if w.countRunning(web+1) == 1 {
+				if txns, _ := orchestrate.Plan(w.snap, orchestrate.Obs{Settled: true, Agreed: agreed}, web, w.now); len(txns) > 0 {
+					t.Errorf("the gate opened early: %+v", txns)
+				}
+				if txns, _ := orchestrate.Plan(w.snap, orchestrate.Obs{Settled: true, Agreed: w.snap}, web, w.now); len(txns) == 0 {
+					t.Error("the gate did not open")
+				}
+			}
+		}
+	}
+}

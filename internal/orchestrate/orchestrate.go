@@ -38,6 +38,9 @@ type Obs struct {
 	// Down is since when nodes are down, by the leader's own observation. A new leader starts
 	// counting anew, which only makes it wait longer. Nil is fine.
 	Down map[model.NodeID]model.Time
+	// Agreed is the state that the log has agreed on, when Plan is given a working copy of it; nil is the same. What a
+	// service depends on is looked up there: the plans of others may yet be refused.
+	Agreed *state.Snapshot
 }
 
 // Plan decides what to do for one service now; the service itself may be gone, then its tasks are
