@@ -129,14 +129,8 @@ func (c *cli) awaitGone(cmd *cobra.Command, name string, called map[string]strin
 			view.say("stack " + name + " is gone")
 			return nil
 		}
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			if cmd.Context().Err() != nil {
-				return cmd.Context().Err()
-			}
-			fmt.Fprintf(cmd.ErrOrStderr(), "skep: stack %s is removed, but not all of its tasks have ended after %v\n", name, w.timeout)
-			return c.notUp(cmd, waits, 3)
+		if err := c.nextLook(ctx, cmd, tick, fmt.Sprintf("stack %s is removed, but not all of its tasks have ended after %v", name, w.timeout), waits); err != nil {
+			return err
 		}
 		if now, err := c.leftovers(ctx, cl, name, called); err == nil {
 			left = now

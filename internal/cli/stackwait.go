@@ -58,14 +58,8 @@ func (c *cli) await(cmd *cobra.Command, name string, w *waiting) error {
 			view.say("stack " + name + " is up")
 			return nil
 		}
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			if cmd.Context().Err() != nil {
-				return cmd.Context().Err()
-			}
-			fmt.Fprintf(cmd.ErrOrStderr(), "skep: stack %s is not up after %v\n", name, w.timeout)
-			return c.notUp(cmd, waits, 3)
+		if err := c.nextLook(ctx, cmd, tick, fmt.Sprintf("stack %s is not up after %v", name, w.timeout), waits); err != nil {
+			return err
 		}
 	}
 }
@@ -121,6 +115,21 @@ func (p *patience) over(st *stackStatus, now time.Time) []stackService {
 		}
 	}
 	return out
+}
+
+// nextLook waits until it is time to look again. When the time is over it says late, and what is waited for, with exit code 3; when the
+// user breaks off, that is the error.
+func (c *cli) nextLook(ctx context.Context, cmd *cobra.Command, tick *time.Ticker, late string, waits []stackService) error {
+	select {
+	case <-tick.C:
+		return nil
+	case <-ctx.Done():
+	}
+	if err := cmd.Context().Err(); err != nil {
+		return err
+	}
+	fmt.Fprintln(cmd.ErrOrStderr(), "skep: "+late)
+	return c.notUp(cmd, waits, 3)
 }
 
 // notUp says which services are not as they should be, and why.
