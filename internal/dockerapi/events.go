@@ -3,87 +3,15 @@ package dockerapi
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"net/http"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/moby/moby/api/types/events"
 	"github.com/skep-swarm/skep/internal/model"
 )
-
-const (
-	// eventHistory is how many events a client that comes later can still read.
-	eventHistory = 512
-	// eventBacklog is how many events may wait for a slow client before it is cut off.
-	eventBacklog = 1024
-)
-
-// eventLog is a bounded history of events and those who listen to it.
-type eventLog struct {
-	mu     sync.Mutex
-	ring   []events.Message // oldest first
-	subs   map[chan events.Message]bool
-	closed bool
-}
-
-func newEventLog() *eventLog { return &eventLog{subs: map[chan events.Message]bool{}} }
-
-// add appends an event. A listener that cannot keep up loses its subscription rather than
-// holding up the others.
-func (l *eventLog) add(m events.Message) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if len(l.ring) == eventHistory {
-		l.ring = slices.Delete(l.ring, 0, 1)
-	}
-	l.ring = append(l.ring, m)
-	for ch := range l.subs {
-		select {
-		case ch <- m:
-		default:
-			delete(l.subs, ch)
-			close(ch)
-		}
-	}
-}
-
-// subscribe returns the history and a channel of all that comes after it. The channel is closed
-// when the log ends or the listener is too slow.
-func (l *eventLog) subscribe() ([]events.Message, chan events.Message) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	ch := make(chan events.Message, eventBacklog)
-	if l.closed {
-		close(ch)
-	} else {
-		l.subs[ch] = true
-	}
-	return slices.Clone(l.ring), ch
-}
-
-func (l *eventLog) unsubscribe(ch chan events.Message) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	delete(l.subs, ch)
-}
-
-func (l *eventLog) close() {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.closed = true
-	for ch := range l.subs {
-		delete(l.subs, ch)
-		close(ch)
-	}
-}
-
-func (l *eventLog) listeners() int {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return len(l.subs)
-}
 
 // eventView is an event as API versions before 1.52 want it: with the fields of the oldest
 // clients beside the current ones.
@@ -121,8 +49,8 @@ func (s *Server) getEvents(r *request) error {
 	if !since.IsZero() && !until.IsZero() && until.Before(since) {
 		return model.Invalidf("`since` time (%s) cannot be after `until` time (%s)", r.query("since"), r.query("until"))
 	}
-	past, live := s.events.subscribe()
-	defer s.events.unsubscribe(live)
+	reader := s.events.read(!since.IsZero() || !until.IsZero())
+	defer reader.close()
 	ctx := r.ctx()
 	if !until.IsZero() {
 		var cancel context.CancelFunc
@@ -132,11 +60,7 @@ func (s *Server) getEvents(r *request) error {
 	r.w.Header().Set("Content-Type", "application/json")
 	w := newStreamWriter(r.w)
 	defer func() { _ = w.Close() }()
-	send := func(m events.Message) error {
-		at := time.Unix(0, m.TimeNano)
-		if at.Before(since) || !until.IsZero() && at.After(until) || !eventMatches(f, m) {
-			return nil
-		}
+	write := func(m events.Message) error {
 		line, err := json.Marshal(viewEvent(m))
 		if err != nil {
 			return err
@@ -144,30 +68,35 @@ func (s *Server) getEvents(r *request) error {
 		_, err = w.Write(append(line, '\n'))
 		return err
 	}
-	if !since.IsZero() || !until.IsZero() {
-		for _, m := range past {
-			if err := send(m); err != nil {
-				return err
-			}
+	err = reader.each(ctx, func(m events.Message) error {
+		at := time.Unix(0, m.TimeNano)
+		if at.Before(since) || !until.IsZero() && at.After(until) || !eventMatches(f, m) {
+			return nil
 		}
+		return write(m)
+	})
+	if _, ok := errors.AsType[laggedError](err); ok {
+		// Whatever it filters for: it has to know that its view is not whole.
+		if write(s.lagEvent(ctx, err)) == nil {
+			w.flush()
+		}
+		return err
 	}
-	return follow(ctx, live, send)
+	if errors.Is(err, errEventsEnded) {
+		return err
+	}
+	return nil // its time is over, or the client is gone
 }
 
-func follow(ctx context.Context, live <-chan events.Message, send func(events.Message) error) error {
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case m, ok := <-live:
-			if !ok {
-				return model.Errorf(unavailable, "the client does not keep up with the events, or the daemon stops")
-			}
-			if err := send(m); err != nil {
-				return nil // the client is gone
-			}
-		}
+// lagEvent tells a client that it is cut off, in the only form that clients of this stream read.
+func (s *Server) lagEvent(ctx context.Context, err error) events.Message {
+	m := events.Message{Type: events.DaemonEventType, Action: "lagged", Scope: scopeLocal, Actor: events.Actor{Attributes: map[string]string{"error": err.Error()}}}
+	if h, err := s.backend.SystemInfo(ctx); err == nil {
+		m.Actor.ID, m.Actor.Attributes["name"] = h.ID, h.Name
 	}
+	at := s.now()
+	m.Time, m.TimeNano = at.Unix(), at.UnixNano()
+	return m
 }
 
 // eventMatches applies a client's filters: every key must be met by one of its values.
@@ -180,11 +109,11 @@ func eventMatches(f filters, m events.Message) bool {
 	}) {
 		return false
 	}
-	for key, typ := range map[string]events.Type{
-		"container": events.ContainerEventType, "image": events.ImageEventType, "service": events.ServiceEventType, "node": events.NodeEventType,
-		"network": events.NetworkEventType, "volume": events.VolumeEventType, "plugin": events.PluginEventType, "secret": events.SecretEventType,
-		"config": events.ConfigEventType, "daemon": events.DaemonEventType,
+	for _, typ := range [...]events.Type{
+		events.ContainerEventType, events.ImageEventType, events.ServiceEventType, events.NodeEventType, events.NetworkEventType,
+		events.VolumeEventType, events.PluginEventType, events.SecretEventType, events.ConfigEventType, events.DaemonEventType,
 	} {
+		key := string(typ)
 		if !f.has(key) {
 			continue
 		}

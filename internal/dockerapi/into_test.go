@@ -209,10 +209,8 @@ func TestStopIgnored(t *testing.T) {
 	if w := call(s, "POST", "/containers/web.1/stop?t=0&signal=INT", ""); w.Code != 204 {
 		t.Errorf("%d %s", w.Code, w.Body)
 	}
-	past, ch := s.events.subscribe()
-	s.events.unsubscribe(ch)
 	var got []string
-	for _, m := range past {
+	for _, m := range eventsOf(s) {
 		if m.Actor.ID == id && m.Action == "stop" {
 			got = append(got, string(m.Action))
 		}

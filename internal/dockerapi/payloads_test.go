@@ -99,9 +99,7 @@ func TestPayloadEvents(t *testing.T) {
 		}
 	}
 	var got []string
-	past, live := s.events.subscribe()
-	defer s.events.unsubscribe(live)
-	for _, m := range past {
+	for _, m := range eventsOf(s) {
 		if m.Type == events.SecretEventType || m.Type == events.ConfigEventType {
 			got = append(got, fmt.Sprintf("%s %s %s %s %v", m.Type, m.Action, m.Scope, m.Actor.Attributes["name"], time.Since(time.Unix(0, m.TimeNano)) < time.Hour))
 		}
