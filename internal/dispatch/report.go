@@ -13,6 +13,7 @@ import (
 const (
 	maxQueued    = 4096 // changes that wait to be proposed
 	maxWeight    = model.MaxBatchChanges
+	maxSize      = model.MaxBatchBytes
 	firstRetry   = 50 * time.Millisecond
 	longestRetry = 2 * time.Second
 	proposeLimit = 30 * time.Second
@@ -21,7 +22,8 @@ const (
 // entry is one node's word, a transaction of its own.
 type entry struct {
 	change model.Change
-	weight int
+	weight int // changes
+	size   int // bytes, about
 	// done is told the transaction's result, nil for accepted; optional.
 	done func(error)
 }
@@ -52,35 +54,40 @@ func (r *reporter) add(ctx context.Context, e entry) error {
 func (r *reporter) run(ctx context.Context) {
 	var held *entry // did not fit into the last batch
 	for {
-		var batch []entry
-		weight := 0
+		var first entry
 		if held != nil {
-			batch, weight, held = append(batch, *held), held.weight, nil
+			first, held = *held, nil
 		} else {
 			select {
-			case e := <-r.queue:
-				batch, weight = append(batch, e), e.weight
+			case first = <-r.queue:
 			case <-ctx.Done():
 				return
 			}
 		}
-	fill:
-		for weight < maxWeight {
-			select {
-			case e := <-r.queue:
-				if weight+e.weight > maxWeight {
-					held = &e
-					break fill
-				}
-				batch, weight = append(batch, e), weight+e.weight
-			default:
-				break fill
-			}
-		}
+		var batch []entry
+		batch, held = r.fill(first)
 		if err := r.flush(ctx, batch); err != nil {
 			return
 		}
 	}
+}
+
+// fill takes what waits behind an entry, as far as it fits into one batch; the one that does not is held.
+func (r *reporter) fill(first entry) (batch []entry, held *entry) {
+	batch = append(batch, first)
+	weight, size := first.weight, first.size
+	for weight < maxWeight && size < maxSize {
+		select {
+		case e := <-r.queue:
+			if weight+e.weight > maxWeight || size+e.size > maxSize {
+				return batch, &e
+			}
+			batch, weight, size = append(batch, e), weight+e.weight, size+e.size
+		default:
+			return batch, nil
+		}
+	}
+	return batch, nil
 }
 
 // flush proposes until the batch is known to be applied. Reports of a session that ends meanwhile are
@@ -109,7 +116,10 @@ func (r *reporter) flush(ctx context.Context, entries []entry) error {
 			return ctx.Err()
 		}
 		if model.KindOf(err) == model.Invalid {
-			// Repeating it would be refused again and hold up everyone else.
+			// Repeating it would be refused again and hold up everyone else. Nobody's word is lost for another's.
+			if len(entries) > 1 {
+				return r.flushEach(ctx, entries)
+			}
 			r.log.Error("nodes' reports were refused", "err", err)
 			for _, e := range entries {
 				if e.done != nil {
@@ -125,4 +135,13 @@ func (r *reporter) flush(ctx context.Context, entries []entry) error {
 			return ctx.Err()
 		}
 	}
+}
+
+func (r *reporter) flushEach(ctx context.Context, entries []entry) error {
+	for i := range entries {
+		if err := r.flush(ctx, entries[i:i+1]); err != nil {
+			return err
+		}
+	}
+	return nil
 }

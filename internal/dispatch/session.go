@@ -16,11 +16,15 @@ import (
 	"github.com/skep-swarm/skep/internal/state"
 	"github.com/skep-swarm/skep/internal/wire"
 	"github.com/skep-swarm/skep/internal/wire/pb"
+	"google.golang.org/protobuf/proto"
 )
 
 const (
-	maxDescription = 1 << 20 // bytes of JSON
+	maxDescription = 1 << 20 // bytes, all parts of it
 	maxRoutes      = 1024
+	// maxSessionLead is how many sessions in a row may have ended without a report that was written. A number near the
+	// end of the range would leave none for the sessions to come.
+	maxSessionLead = 1 << 32
 	maxOutbox      = maxPending // asks and streams waiting to be sent to one node
 )
 
@@ -91,6 +95,9 @@ func (s *Server) Session(stream pb.Dispatch_SessionServer) error {
 	node, err := caller(stream.Context(), snap)
 	if err != nil {
 		return err
+	}
+	if hello.LastSession > node.Session+maxSessionLead {
+		return model.Invalidf("the node's last session cannot have been number %d: number %d was the last one to report", hello.LastSession, node.Session)
 	}
 	ctx, cancel := context.WithCancelCause(stream.Context())
 	defer cancel(nil)
@@ -297,7 +304,7 @@ func (s *Server) takeReports(n *session, m *pb.Reports) error {
 		}
 		r.Tasks = append(r.Tasks, tr)
 	}
-	return s.reports.add(n.ctx, entry{change: model.Change{Report: r}, weight: len(r.Tasks) + 1, done: func(error) {
+	return s.reports.add(n.ctx, entry{change: model.Change{Report: r}, weight: len(r.Tasks) + 1, size: proto.Size(m), done: func(error) {
 		// Applied or superseded: either way there is nothing to say again.
 		n.mark(func() { n.acks, n.ackDue = m.Seq, true })
 	}})
@@ -308,8 +315,9 @@ func (s *Server) describe(ctx context.Context, n *session, snap *state.Snapshot,
 	if m == nil {
 		return nil
 	}
-	if len(m.DescriptionJson) > maxDescription || len(m.Routes) > maxRoutes {
-		return model.Invalidf("the node's description is too long")
+	size := proto.Size(m)
+	if size > maxDescription || len(m.Routes) > maxRoutes {
+		return model.Invalidf("the node's description is too long: %d bytes and %d routes, at most %d and %d are taken", size, len(m.Routes), maxDescription, maxRoutes)
 	}
 	set := model.NodeDescSet{Node: n.node, PortClashes: wire.PortClashes(m.PortClashes)}
 	var desc swarm.NodeDescription
@@ -325,7 +333,7 @@ func (s *Server) describe(ctx context.Context, n *session, snap *state.Snapshot,
 	if old != nil && reflect.DeepEqual(old.Description, set.Description) && equalLists(old.Routes, set.Routes) && equalLists(old.PortClashes, set.PortClashes) {
 		return nil
 	}
-	return s.reports.add(ctx, entry{change: model.Change{SetNodeDesc: &set}, weight: 1})
+	return s.reports.add(ctx, entry{change: model.Change{SetNodeDesc: &set}, weight: 1, size: size})
 }
 
 func equalLists[T comparable](a, b []T) bool {

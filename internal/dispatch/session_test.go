@@ -118,6 +118,14 @@ func TestReportsSurviveALostLeader(t *testing.T) {
 	}
 }
 
+func clashes(n int) []*pb.PortClash {
+	out := make([]*pb.PortClash, n)
+	for i := range out {
+		out[i] = &pb.PortClash{Protocol: "tcp", Port: 80, Message: "another program"}
+	}
+	return out
+}
+
 func TestSessionRefusals(t *testing.T) {
 	c := newCluster(t, 1)
 	hello := func(inc, index uint64) *pb.Hello {
@@ -132,6 +140,8 @@ func TestSessionRefusals(t *testing.T) {
 		{"no certificate", 0, hello(1, 1), model.Unauthorized},
 		{"unknown node", 77, hello(1, 1), model.NotFound},
 		{"a later life of the cluster", 1, hello(9, 1), model.FailedPrecondition},
+		{"a session number that leaves none", 1, &pb.Hello{LastSession: 1<<64 - 2, Description: description("h")}, model.Invalid},
+		{"a description too long", 1, &pb.Hello{Description: &pb.Description{DescriptionJson: []byte("{}"), PortClashes: clashes(100_000)}}, model.Invalid},
 		{"broken description", 1, &pb.Hello{Description: &pb.Description{DescriptionJson: []byte("{")}}, model.Invalid},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
