@@ -132,11 +132,14 @@ func (a *active) run(ctx context.Context) error {
 		return errors.Join(fmt.Errorf("listen for other nodes: %w", err), a.log.Close())
 	}
 	mux := wire.NewMux(ln, pki.ServerTLS(a.id.creds.Load, time.Now, false, wire.ProtoGRPC, wire.ProtoRaft), wire.MuxConfig{})
-	srv := wire.NewServer(wire.OpenCA)
-	a.dispatch.Register(srv)
+	nodes, strangers := wire.NewServer(), wire.NewOpenServer()
+	a.dispatch.Register(nodes)
+	a.dispatch.RegisterOpen(strangers)
 	// The log goes last: who ends before it may still want to write.
 	lower := startLayer(ctx, a.log.Run)
-	upper := startLayer(ctx, mux.Run, a.manager.Run, a.dispatch.Run, a.agent.Run, a.renew, func(ctx context.Context) error { return serve(ctx, srv, mux.Listener(wire.ProtoGRPC)) })
+	upper := startLayer(ctx, mux.Run, a.manager.Run, a.dispatch.Run, a.agent.Run, a.renew,
+		func(ctx context.Context) error { return serve(ctx, nodes, mux.Listener(wire.ProtoGRPC)) },
+		func(ctx context.Context) error { return serve(ctx, strangers, mux.Strangers(wire.ProtoGRPC)) })
 	select {
 	case <-ctx.Done():
 	case <-a.stopped:

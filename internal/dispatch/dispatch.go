@@ -114,11 +114,14 @@ func New(cfg Config) (*Server, error) {
 	return s, nil
 }
 
-// Register offers both services on a gRPC server (wire.NewServer with wire.OpenCA).
+// Register offers both services on a gRPC server for nodes (wire.NewServer).
 func (s *Server) Register(r grpc.ServiceRegistrar) {
 	pb.RegisterDispatchServer(r, s)
 	pb.RegisterCAServer(r, s)
 }
+
+// RegisterOpen offers what a client without a certificate may ask for on a gRPC server for strangers (wire.NewOpenServer).
+func (s *Server) RegisterOpen(r grpc.ServiceRegistrar) { pb.RegisterCAServer(r, s) }
 
 // Run follows the state and the leases until ctx is cancelled (then it returns nil). Sessions are refused while it does not run, and
 // the open ones are closed when it ends.

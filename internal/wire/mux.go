@@ -54,7 +54,7 @@ type Mux struct {
 	odd   chan struct{} // one token for each client without a certificate
 
 	mu     sync.Mutex
-	protos map[string]*protoListener
+	protos map[door]*protoListener
 	early  map[net.Conn]struct{} // connections in their handshake
 	from   map[netip.Addr]int    // and how many of them each address has
 	closed bool
@@ -83,7 +83,7 @@ func NewMux(ln net.Listener, cfg *tls.Config, limits MuxConfig) *Mux {
 		conns:  make(chan struct{}, limits.MaxConns),
 		hands:  make(chan struct{}, limits.MaxHandshakes),
 		odd:    make(chan struct{}, limits.MaxStrangers),
-		protos: map[string]*protoListener{},
+		protos: map[door]*protoListener{},
 		early:  map[net.Conn]struct{}{},
 		from:   map[netip.Addr]int{},
 	}
@@ -92,15 +92,28 @@ func NewMux(ln net.Listener, cfg *tls.Config, limits MuxConfig) *Mux {
 // Addr is the address of the port.
 func (m *Mux) Addr() net.Addr { return m.ln.Addr() }
 
-// Listener returns the listener of a protocol; every call with the same name returns the same one. Its connections are
-// *tls.Conn inside with the handshake done (see State). Closing it makes Mux hang up on clients of that protocol.
-func (m *Mux) Listener(proto string) net.Listener {
+// door tells the listeners apart.
+type door struct {
+	proto    string
+	stranger bool // for clients without a certificate
+}
+
+// Listener returns the listener of a protocol, for clients with a certificate; every call with the same name returns the
+// same one. Its connections are *tls.Conn inside with the handshake done (see State). Closing it makes Mux hang up on clients
+// of that protocol.
+func (m *Mux) Listener(proto string) net.Listener { return m.listener(door{proto: proto}) }
+
+// Strangers is Listener for clients without a certificate, of whom nobody knows yet what they want. Where it was not asked
+// for, they are hung up on.
+func (m *Mux) Strangers(proto string) net.Listener { return m.listener(door{proto, true}) }
+
+func (m *Mux) listener(d door) net.Listener {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	l := m.protos[proto]
+	l := m.protos[d]
 	if l == nil {
 		l = &protoListener{addr: m.ln.Addr(), conns: make(chan net.Conn, defaultAcceptedUnread), done: make(chan struct{})}
-		m.protos[proto] = l
+		m.protos[d] = l
 		if m.closed {
 			l.Close()
 		}
@@ -196,14 +209,16 @@ func (m *Mux) handshake(ctx context.Context, raw net.Conn) {
 	if m.from[source]--; m.from[source] <= 0 {
 		delete(m.from, source)
 	}
-	l := m.protos[conn.ConnectionState().NegotiatedProtocol]
+	st := conn.ConnectionState()
+	stranger := len(st.PeerCertificates) == 0
+	l := m.protos[door{st.NegotiatedProtocol, stranger}]
 	m.mu.Unlock()
 	if err != nil || l == nil {
 		raw.Close()
 		release()
 		return
 	}
-	if len(conn.ConnectionState().PeerCertificates) == 0 {
+	if stranger {
 		select {
 		case m.odd <- struct{}{}:
 		default:

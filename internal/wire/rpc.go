@@ -5,7 +5,6 @@ import (
 	"crypto/tls"
 	"errors"
 	"net"
-	"strings"
 	"time"
 
 	"github.com/skep-swarm/skep/internal/pki"
@@ -19,12 +18,15 @@ import (
 
 // Limits of the protocol. A sender splits what does not fit into MaxMessage.
 const (
-	MaxMessage     = 16 << 20 // bytes a receiver accepts
-	SoftMessage    = 1 << 20  // bytes at which a sender begins another part
-	maxStreams     = 1000     // of one connection
-	keepaliveIdle  = 10 * time.Second
-	keepaliveWait  = 10 * time.Second
-	connectTimeout = 10 * time.Second
+	MaxMessage         = 16 << 20 // bytes a node accepts from its manager
+	SoftMessage        = 1 << 20  // bytes at which a sender begins another part
+	maxFromNode        = 4 << 20  // bytes a manager accepts from a node
+	maxFromStranger    = 64 << 10 // bytes a manager accepts from a client without a certificate
+	maxStreams         = 1000     // of one connection
+	maxStrangerStreams = 8        // of one without a certificate
+	keepaliveIdle      = 10 * time.Second
+	keepaliveWait      = 10 * time.Second
+	connectTimeout     = 10 * time.Second
 )
 
 // handshaken are the credentials of a server whose connections come from a Mux.
@@ -49,44 +51,49 @@ func (handshaken) Info() credentials.ProtocolInfo {
 func (h handshaken) Clone() credentials.TransportCredentials { return h }
 func (handshaken) OverrideServerName(string) error           { return nil }
 
-// NewServer makes the gRPC server for the "h2" listener of a Mux. Every call needs a node's certificate but those of
-// services that begin with an open prefix ("/skep.wire.v1.CA/"); what a node may ask for beyond that, the services decide.
-func NewServer(openPrefixes ...string) *grpc.Server {
-	check := func(ctx context.Context, method string) error {
-		for _, p := range openPrefixes {
-			if strings.HasPrefix(method, p) {
-				return nil
-			}
-		}
-		_, err := Peer(ctx)
-		return err
-	}
-	return grpc.NewServer(
-		grpc.Creds(handshaken{}),
-		grpc.MaxRecvMsgSize(MaxMessage), grpc.MaxSendMsgSize(MaxMessage),
+// NewServer makes the gRPC server for the "h2" listener of a Mux: every call needs a node's certificate. What a node may ask
+// for, the services decide.
+func NewServer() *grpc.Server {
+	return newServer(func(ctx context.Context) error { _, err := Peer(ctx); return err },
+		grpc.MaxRecvMsgSize(maxFromNode), grpc.MaxSendMsgSize(MaxMessage),
 		grpc.MaxConcurrentStreams(maxStreams), grpc.MaxHeaderListSize(16<<10),
-		grpc.ConnectionTimeout(connectTimeout),
 		grpc.ReadBufferSize(8<<10), grpc.WriteBufferSize(16<<10),
+	)
+}
+
+// NewOpenServer makes the one for the strangers of a Mux. Only services that anybody may call belong on it; all else is
+// refused for want of a certificate. A stranger may make it keep little: what it sends is bounded before anybody reads it.
+func NewOpenServer() *grpc.Server {
+	return newServer(func(context.Context) error { return nil },
+		grpc.MaxRecvMsgSize(maxFromStranger), grpc.MaxConcurrentStreams(maxStrangerStreams), grpc.MaxHeaderListSize(8<<10),
+		grpc.ReadBufferSize(4<<10), grpc.WriteBufferSize(4<<10),
+		// Without these the windows grow with the line's speed.
+		grpc.InitialWindowSize(65535), grpc.InitialConnWindowSize(65535),
+		grpc.UnknownServiceHandler(func(_ any, ss grpc.ServerStream) error { _, err := Peer(ss.Context()); return err }),
+	)
+}
+
+func newServer(check func(context.Context) error, limits ...grpc.ServerOption) *grpc.Server {
+	return grpc.NewServer(append(limits,
+		grpc.Creds(handshaken{}),
+		grpc.ConnectionTimeout(connectTimeout),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: keepaliveIdle, Timeout: keepaliveWait}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
-		grpc.UnaryInterceptor(func(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
-			if err := check(ctx, info.FullMethod); err != nil {
+		grpc.UnaryInterceptor(func(ctx context.Context, req any, _ *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
+			if err := check(ctx); err != nil {
 				return nil, err
 			}
 			res, err := next(ctx, req)
 			return res, ToStatus(err)
 		}),
-		grpc.StreamInterceptor(func(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) error {
-			if err := check(ss.Context(), info.FullMethod); err != nil {
+		grpc.StreamInterceptor(func(srv any, ss grpc.ServerStream, _ *grpc.StreamServerInfo, next grpc.StreamHandler) error {
+			if err := check(ss.Context()); err != nil {
 				return err
 			}
 			return ToStatus(next(srv, ss))
 		}),
-	)
+	)...)
 }
-
-// OpenCA is the prefix of the methods that a client without a certificate may call.
-const OpenCA = "/skep.wire.v1.CA/"
 
 // Peer is the node at the other end of a call. The error has the gRPC code Unauthenticated.
 func Peer(ctx context.Context) (pki.Identity, error) {

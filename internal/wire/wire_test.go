@@ -99,29 +99,34 @@ func newPort(t *testing.T, c ca, limits MuxConfig) *port {
 	}
 	p := &port{addr: ln.Addr().String()}
 	p.cred.Store(c.credentials("manager1", pki.Manager))
-	p.mux = NewMux(ln, pki.ServerTLS(p.cred.Load, time.Now, false, ProtoGRPC, ProtoRaft), limits)
-	g := NewServer(OpenCA)
+	p.mux = NewMux(ln, pki.ServerTLS(p.cred.Load, time.Now, false, ProtoGRPC, ProtoRaft, "echo/1"), limits)
+	g, open := NewServer(), NewOpenServer()
 	pb.RegisterCAServer(g, services{})
 	pb.RegisterDispatchServer(g, services{})
+	pb.RegisterCAServer(open, services{})
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
 	grpcL, raftL := p.mux.Listener(ProtoGRPC), p.mux.Listener(ProtoRaft)
+	strangers := p.mux.Strangers(ProtoGRPC)
 	wg.Go(func() { _ = g.Serve(grpcL) })
-	wg.Go(func() {
-		for {
-			conn, err := raftL.Accept()
-			if err != nil {
-				return
+	wg.Go(func() { _ = open.Serve(strangers) })
+	for _, l := range []net.Listener{raftL, p.mux.Strangers("echo/1")} {
+		wg.Go(func() {
+			for {
+				conn, err := l.Accept()
+				if err != nil {
+					return
+				}
+				wg.Go(func() { defer conn.Close(); _, _ = io.Copy(conn, conn) })
 			}
-			wg.Go(func() { defer conn.Close(); _, _ = io.Copy(conn, conn) })
-		}
-	})
+		})
+	}
 	wg.Go(func() {
 		if err := p.mux.Run(ctx); err != nil {
 			t.Errorf("mux: %v", err)
 		}
 	})
-	t.Cleanup(func() { cancel(); g.Stop(); wg.Wait() })
+	t.Cleanup(func() { cancel(); g.Stop(); open.Stop(); wg.Wait() })
 	return p
 }
 
@@ -188,13 +193,54 @@ func TestWithoutCertificateOnlyCA(t *testing.T) {
 	if err := session(t, conn); model.KindOf(err) != model.Unauthorized {
 		t.Errorf("a session without a certificate: %v", err)
 	}
+	raft, err := DialProto(t.Context(), p.addr, pki.JoinTLS(token, time.Now, ProtoRaft))
+	if err == nil {
+		defer raft.Close()
+		raft.SetDeadline(time.Now().Add(10 * time.Second))
+		if _, err = raft.Write([]byte("x")); err == nil {
+			_, err = raft.Read(make([]byte, 1))
+		}
+	}
+	if err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("the log's protocol without a certificate: %v", err)
+	}
+}
+
+// Before it is known who asks, a client can make a manager keep little; a node may send more.
+func TestStrangersSendLittle(t *testing.T) {
+	c := newCA(t)
+	p := newPort(t, c, MuxConfig{})
+	token := pki.MakeToken(c.ca.Certificate(), strings.Repeat("a", 25))
+	stranger, err := NewClient(p.addr, pki.JoinTLS(token, time.Now, ProtoGRPC))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stranger.Close()
+	node, err := NewClient(p.addr, pki.ClientTLS(fixed(c.credentials("worker1", pki.Worker)), time.Now, string(pki.Manager), ProtoGRPC))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer node.Close()
+	ask := func(conn *grpc.ClientConn, size int) error {
+		_, err := pb.NewCAClient(conn).IssueNodeCertificate(t.Context(), &pb.IssueNodeCertificateRequest{CsrPem: make([]byte, size)})
+		return FromStatus(err)
+	}
+	if err := ask(stranger, maxFromStranger+1); model.KindOf(err) != model.Exhausted {
+		t.Errorf("a stranger's long message: %v", err)
+	}
+	if err := ask(node, maxFromStranger+1); err != nil {
+		t.Errorf("a node's: %v", err)
+	}
+	if err := ask(node, maxFromNode+1); model.KindOf(err) != model.Exhausted {
+		t.Errorf("a node's far too long message: %v", err)
+	}
 }
 
 // Whoever has no certificate takes one of few places, and not for long; nodes have theirs all the same.
 func TestStrangersAreFew(t *testing.T) {
 	c := newCA(t)
 	p := newPort(t, c, MuxConfig{MaxStrangers: 1, StrangerTime: 300 * time.Millisecond})
-	stranger := pki.JoinTLS(pki.MakeToken(c.ca.Certificate(), strings.Repeat("a", 25)), time.Now, ProtoRaft)
+	stranger := pki.JoinTLS(pki.MakeToken(c.ca.Certificate(), strings.Repeat("a", 25)), time.Now, "echo/1")
 	echo := func(conn net.Conn) error {
 		conn.SetDeadline(time.Now().Add(10 * time.Second))
 		_, err := conn.Write([]byte("x"))
