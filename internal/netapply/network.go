@@ -65,6 +65,7 @@ type taskState struct {
 	mu   sync.Mutex
 	task netplan.Task // of its fields, PID and DNS may change
 	gone bool
+	bad  bool   // its namespace could not be mended the last time
 	done bool   // its namespace has been filled
 	gen  uint32 // of its namespace's rules when they were last right; 0 is unknown
 }
@@ -106,7 +107,9 @@ func (n *Network) gatewayPath() string { return filepath.Join(n.cfg.Dir, netplan
 
 // Sync makes the kernel what in says: what is missing is added, what differs
 // is mended, and what nobody asked for is removed, leftover task namespaces
-// included. It returns how many requests it wrote: 0 when all was right.
+// included. It returns how many requests it wrote: 0 when all was right. What
+// the kernel refuses of one network or task (netplan.Parts tells which) keeps
+// nothing else from being done.
 func (n *Network) Sync(ctx context.Context, in netplan.Input) (int, error) {
 	if err := in.Validate(); err != nil {
 		return 0, fmt.Errorf("gateway network: %w", err)
@@ -138,9 +141,9 @@ func (n *Network) Sync(ctx context.Context, in netplan.Input) (int, error) {
 	n.mu.Unlock()
 	lost := n.takeOverlays(in.Overlays)
 	changes, err := n.pass(ctx)
-	if err == nil {
+	if _, rest := netplan.Parts(err); rest == nil {
 		n.ready = true
-		err = errors.Join(n.forgetUDP(touchedUDP(before, in.Ports)), n.forgetVIPs(lost))
+		err = errors.Join(err, n.forgetUDP(touchedUDP(before, in.Ports)), n.forgetVIPs(lost))
 	}
 	return changes, err
 }
@@ -152,7 +155,8 @@ func b2i(b bool) int {
 	return 0
 }
 
-// pass compares everything with the kernel. state is held for writing.
+// pass compares everything with the kernel. What is wrong with one network or
+// task does not end it. state is held for writing.
 func (n *Network) pass(ctx context.Context) (int, error) {
 	if err := os.MkdirAll(n.cfg.Dir, 0o755); err != nil {
 		return 0, fmt.Errorf("make namespace folder: %w", err)
@@ -166,22 +170,23 @@ func (n *Network) pass(ctx context.Context) (int, error) {
 	if err != nil {
 		return total, fmt.Errorf("gateway network: %w", err)
 	}
-	if err := n.prune(in.Tasks); err != nil {
+	c, err := n.passBase(ctx, plan)
+	total += c
+	if err != nil {
 		return total, err
 	}
+	errs := []error{n.prune(in.Tasks)}
 	for _, step := range []func(context.Context, netplan.Plan) (int, error){
-		n.passBase, n.passSandboxes, n.passTasks, n.passPorts, n.passSandboxPorts, n.passFilters, n.passTables,
+		n.passSandboxes, n.passTasks, n.passPorts, n.passSandboxPorts, n.passFilters, n.passTables,
 	} {
 		if err := ctx.Err(); err != nil {
 			return total, err
 		}
 		c, err := step(ctx, plan)
 		total += c
-		if err != nil {
-			return total, err
-		}
+		errs = append(errs, err)
 	}
-	return total, nil
+	return total, onePerPart(errs)
 }
 
 // input is everything that is asked for now.
@@ -273,7 +278,8 @@ func (n *Network) passTasks(ctx context.Context, _ netplan.Plan) (int, error) {
 	return n.mendTasks(ctx, list)
 }
 
-// mendTasks mends tasks' namespaces, some at a time.
+// mendTasks mends tasks' namespaces, some at a time. Its errors are those of
+// parts, or the context's.
 func (n *Network) mendTasks(ctx context.Context, list []*taskState) (int, error) {
 	var mu sync.Mutex
 	var errs []error
@@ -290,9 +296,7 @@ func (n *Network) mendTasks(ctx context.Context, list []*taskState) (int, error)
 				st.mu.Unlock()
 				mu.Lock()
 				total += c
-				if err != nil {
-					errs = append(errs, err)
-				}
+				errs = append(errs, st.part(err))
 				mu.Unlock()
 			}
 		})
@@ -301,9 +305,15 @@ func (n *Network) mendTasks(ctx context.Context, list []*taskState) (int, error)
 	return total, errors.Join(append(errs, ctx.Err())...)
 }
 
-// passPorts mends the sandbox with the tasks' ports, which exist now.
+// passPorts mends the sandbox with the tasks' ports, which exist now but for
+// those of tasks that could not be mended.
 func (n *Network) passPorts(_ context.Context, plan netplan.Plan) (int, error) {
-	c, err := n.gw.reconcile(plan.Gateway, n.resolve, isPort)
+	have, err := n.gw.links("")
+	if err != nil {
+		return 0, err
+	}
+	gw := plan.Gateway.Without(func(link string) bool { return isPort(link) && have[link].index == 0 })
+	c, err := n.gw.reconcile(gw, n.resolve, isPort)
 	if c == 0 || err != nil {
 		return c, err
 	}
@@ -320,21 +330,20 @@ func (n *Network) passPorts(_ context.Context, plan netplan.Plan) (int, error) {
 // passFilters mends the tables, and the accepts in other programs' tables.
 func (n *Network) passFilters(_ context.Context, plan netplan.Plan) (int, error) {
 	total := 0
+	var errs []error
 	for _, v := range []struct {
 		fw    *filter
 		table *netplan.Table
 	}{{n.gwFW, plan.Gateway.Table}, {n.hostFW, plan.Host.Table}} {
 		changed, err := v.fw.reconcile(v.table)
 		total += b2i(changed)
-		if err != nil {
-			return total, err
-		}
+		errs = append(errs, err)
 	}
 	n.sealMu.Lock()
 	n.sealed = nil // compare once more when it is asked for
 	n.sealMu.Unlock()
 	c, err := n.hostFW.acceptForwarding(n.node.HostLink())
-	return total + c, err
+	return total + c, errors.Join(append(errs, err)...)
 }
 
 // resolve finds the namespaces that a plan names.

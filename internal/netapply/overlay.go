@@ -100,7 +100,8 @@ func (n *Network) takeOverlays(list []netplan.Overlay) map[uint64]vipFlows {
 }
 
 // SetOverlay makes a network known, with its sandbox, or gives one that is known other values. Only what differs is
-// written. It must come before AddTask for a task of the network.
+// written, and what could not be the last time. It must come before AddTask for a task of the network. What the kernel
+// refuses of the network (a netplan.PartError) keeps its tasks here from nothing else: they get their virtual addresses.
 func (n *Network) SetOverlay(ctx context.Context, o netplan.Overlay) error {
 	n.state.RLock()
 	defer n.state.RUnlock()
@@ -114,36 +115,31 @@ func (n *Network) SetOverlay(ctx context.Context, o netplan.Overlay) error {
 	defer n.netMu.Unlock()
 	ov, err := n.claimOverlay(o)
 	if err != nil {
-		return err
+		return partOf(o.Num, err)
 	}
 	ov.change.Lock()
 	defer ov.change.Unlock()
 	if ov.space == nil {
 		if _, err := n.openSandbox(ov); err != nil {
-			n.forgetOverlay(o.Num)
-			return err
+			n.forgetUnused(o.Num)
+			return partOf(o.Num, err)
 		}
-		if _, err := n.mendSandbox(ov, nil); err != nil {
-			return err
-		}
-		return nil
 	}
-	old := ov.bare()
-	before := ov.full()
+	old, before, tasks := ov.bare(), ov.full(), n.tasksOf(o.Num)
 	change, lost := changeOf(before.VIPs, o.VIPs)
 	ov.set(o)
-	if _, err := n.mendSandbox(ov, n.tasksOf(o.Num)); err != nil {
-		return err
+	_, err = n.mendSandbox(ov, tasks)
+	errs := []error{partOf(o.Num, err)}
+	differs := !slices.Equal(old.Subnets, o.Subnets) || old.MTU != o.MTU || old.Internal != o.Internal
+	if differs {
+		errs = append(errs, n.seal())
+	} else {
+		tasks = badTasks(tasks)
 	}
-	if !slices.Equal(old.Subnets, o.Subnets) || old.MTU != o.MTU || old.Internal != o.Internal {
-		if _, err := n.mendTasks(ctx, n.tasksOf(o.Num)); err != nil {
-			return err
-		}
-		if err := n.seal(); err != nil {
-			return err
-		}
-	}
-	return n.carry(ctx, ov, change, lost)
+	_, err = n.mendTasks(ctx, tasks)
+	errs = append(errs, err, n.carry(ctx, ov, change, lost))
+	_, err = n.mendTables(ctx, tasks)
+	return onePerPart(append(errs, err))
 }
 
 // claimOverlay finds or enters a network. netMu is held.
@@ -164,6 +160,13 @@ func (n *Network) claimOverlay(o netplan.Overlay) (*overlay, error) {
 	ov := newOverlay(o)
 	n.overlays[o.Num] = ov
 	return ov, nil
+}
+
+// forgetUnused is forgetOverlay for one that has no tasks here.
+func (n *Network) forgetUnused(num uint64) {
+	if len(n.tasksOf(num)) == 0 {
+		n.forgetOverlay(num)
+	}
 }
 
 func (n *Network) forgetOverlay(num uint64) {
@@ -279,14 +282,10 @@ func (n *Network) SetRemotes(_ context.Context, num uint64, set []netplan.Remote
 	if left > netplan.MaxRemotes {
 		return fmt.Errorf("network %d: %d remote tasks: at most %d", num, left, netplan.MaxRemotes)
 	}
-	if had == 0 || left == 0 {
-		_, err := n.mendSandbox(ov, n.tasksOf(num))
-		return err
+	if had != 0 && left != 0 && n.writeRemotes(ov, base, set, old) == nil {
+		return nil
 	}
-	if err := n.writeRemotes(ov, base, set, old); err != nil {
-		// Someone has removed what we meant to change: compare everything.
-		_, err := n.mendSandbox(ov, n.tasksOf(num))
-		return err
-	}
-	return nil
+	// Its device comes or goes, or someone has removed what we meant to change: compare everything.
+	_, err = n.mendSandbox(ov, n.tasksOf(num))
+	return partOf(num, err)
 }

@@ -1,12 +1,9 @@
 package netapply
 
 import (
-	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
-	"syscall"
-	"time"
 
 	"github.com/skep-swarm/skep/internal/netplan"
 )
@@ -14,11 +11,15 @@ import (
 // reconcile compares a namespace with its plan, writes the difference, and
 // returns how many requests that took. On a namespace that is already right it
 // writes nothing. prune says which interfaces that the plan does not name are
-// ours to delete; nil is none.
+// ours to delete; nil is none. A VXLAN device that the kernel refuses is
+// reported after all else is done.
 func (s *space) reconcile(p netplan.Space, resolve resolver, prune func(name string) bool) (int, error) {
-	n, err := s.reconcileLinks(p, resolve, prune)
+	n, refused, err := s.reconcileLinks(p, resolve, prune)
 	if err != nil {
 		return n, err
+	}
+	if refused != nil {
+		p = p.Without(isVXLAN)
 	}
 	links, err := s.planned(p)
 	if err != nil {
@@ -37,7 +38,11 @@ func (s *space) reconcile(p netplan.Space, resolve resolver, prune func(name str
 	if err := s.diffRules(b, p); err != nil {
 		return n, err
 	}
-	return n + b.len(), s.rt.run(b)
+	n += b.len()
+	if err := s.rt.run(b); err != nil {
+		return n, err
+	}
+	return n, refused
 }
 
 // planned reads the interfaces that a plan names: in the host's namespace,
@@ -59,10 +64,11 @@ func (s *space) planned(p netplan.Space) (map[string]kernelLink, error) {
 	return out, nil
 }
 
-func (s *space) reconcileLinks(p netplan.Space, resolve resolver, prune func(string) bool) (int, error) {
+// reconcileLinks mends the interfaces. It goes on without a VXLAN device that the kernel refuses, and says why it does.
+func (s *space) reconcileLinks(p netplan.Space, resolve resolver, prune func(string) bool) (n int, refused, err error) {
 	have, err := s.planned(p)
 	if err != nil {
-		return 0, err
+		return 0, nil, err
 	}
 	b := &batch{}
 	// Ports of tasks that were just removed may be here still, for the kernel takes them down in its
@@ -76,7 +82,7 @@ func (s *space) reconcileLinks(p netplan.Space, resolve resolver, prune func(str
 		}
 	}
 	made := false
-	var vxlan []netplan.Link
+	var vxlan *netplan.Link
 	for _, l := range p.Links {
 		k, ok := have[l.Name]
 		if ok && (l.Kind == "veth" && !s.peerOK(l, resolve) || l.Kind == "vxlan" && !sameVXLAN(l, k)) {
@@ -86,34 +92,42 @@ func (s *space) reconcileLinks(p netplan.Space, resolve resolver, prune func(str
 		if ok {
 			continue
 		}
+		made = true
 		if l.Kind == "vxlan" {
-			vxlan, made = append(vxlan, l), true
+			vxlan = &l // a namespace has one at most
 			continue
 		}
 		if err = s.makeLink(b, l, resolve, have); err != nil {
-			return 0, err
+			return 0, nil, err
 		}
-		made = true
 	}
-	n := b.len() - pruned + len(vxlan)
+	n = b.len() - pruned
 	if err := s.rt.run(b); err != nil {
-		return n, err
+		return n, nil, err
 	}
-	for _, l := range vxlan {
-		if err := s.makeVXLAN(l, resolve); err != nil {
-			return n, err
+	if vxlan != nil {
+		if refused = s.makeVXLAN(*vxlan, resolve); refused != nil {
+			p = p.Without(isVXLAN)
+		} else {
+			n++
 		}
 	}
 	if made {
 		if have, err = s.planned(p); err != nil {
-			return n, err
+			return n, refused, err
 		}
 	}
-	b = &batch{}
+	c, err := s.setLinks(p, have)
+	return n + c, refused, err
+}
+
+// setLinks brings the interfaces, which exist now, to their settings.
+func (s *space) setLinks(p netplan.Space, have map[string]kernelLink) (int, error) {
+	b := &batch{}
 	for _, l := range p.Links {
 		k, ok := have[l.Name]
 		if !ok {
-			return n, fmt.Errorf("link %s in namespace %s: %w", l.Name, p.Name, errPeerMissing)
+			return 0, fmt.Errorf("link %s in namespace %s: %w", l.Name, p.Name, errPeerMissing)
 		}
 		master := have[l.Master].index
 		if !k.up || l.MTU != 0 && (k.mtu != l.MTU || k.mac != l.MAC) || k.master != master && l.Master != "" {
@@ -123,31 +137,7 @@ func (s *space) reconcileLinks(p netplan.Space, resolve resolver, prune func(str
 			b.setPort(l, k.index)
 		}
 	}
-	return n + b.len(), s.rt.run(b)
-}
-
-func sameVXLAN(l netplan.Link, k kernelLink) bool {
-	return k.kind == l.Kind && k.vni == l.VNI && k.vtep == l.VTEP && k.vxlanPort == l.VXLANPort
-}
-
-// makeVXLAN makes a VXLAN device from the host's namespace, where its socket then lies, right into this one. A network
-// with the same number that was here a moment ago is taken down in the kernel's own time, and waited for.
-func (s *space) makeVXLAN(l netplan.Link, resolve resolver) error {
-	host, err := resolve(netplan.HostName)
-	if err != nil {
-		return err
-	}
-	for try := range busyTries {
-		b := &batch{}
-		b.addLink(l, 0, s.fd)
-		if err = host.rt.run(b); !errors.Is(err, syscall.EEXIST) {
-			return err
-		}
-		if try < busyTries-1 {
-			time.Sleep(busyPause)
-		}
-	}
-	return fmt.Errorf("another program of this host uses VXLAN network %d on UDP port %d: %w", l.VNI, l.VXLANPort, err)
+	return b.len(), s.rt.run(b)
 }
 
 // makeLink adds a request for a link that is missing.

@@ -7,7 +7,6 @@ import (
 	"net/netip"
 	"path/filepath"
 	"slices"
-	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -36,7 +35,7 @@ func (n *Network) openSandbox(ov *overlay) (int, error) {
 		}
 		sysctls := netplan.OverlaySpace(n.node, o).Sysctls
 		if err := newNS(path, func() error { _, err := writeSysctls(sysctls); return err }); err != nil {
-			return 0, fmt.Errorf("network %d: make sandbox: %w", o.Num, err)
+			return 0, fmt.Errorf("make sandbox: %w", err)
 		}
 		changes++
 	}
@@ -60,7 +59,7 @@ func (n *Network) openSandbox(ov *overlay) (int, error) {
 func (n *Network) numberSandbox(ov *overlay) error {
 	id, err := n.gw.number(ov.space.fd)
 	if err != nil {
-		return fmt.Errorf("network %d: number its sandbox: %w", ov.bare().Num, err)
+		return fmt.Errorf("number its sandbox: %w", err)
 	}
 	n.mu.Lock()
 	ov.nsid = id
@@ -105,7 +104,7 @@ func (n *Network) mendSandbox(ov *overlay, tasks []*taskState) (int, error) {
 	plan := netplan.OverlaySpace(n.node, o)
 	total, err := ov.space.sysctls(plan.Sysctls)
 	if err != nil {
-		return total, fmt.Errorf("network %d: %w", o.Num, err)
+		return total, err
 	}
 	wanted := map[string]bool{}
 	have, err := ov.space.links("")
@@ -122,19 +121,15 @@ func (n *Network) mendSandbox(ov *overlay, tasks []*taskState) (int, error) {
 		}
 	}
 	stale := func(name string) bool {
-		return strings.HasPrefix(name, vxlanPrefix) || isPort(name) && !wanted[name] && !n.known(name)
+		return isVXLAN(name) || isPort(name) && !wanted[name] && !n.known(name)
 	}
 	c, err := ov.space.reconcile(plan, n.resolve, stale)
-	if err != nil {
-		return total + c, fmt.Errorf("network %d: %w", o.Num, err)
-	}
 	if c > 0 {
-		_, err = ov.space.links(netplan.OverlayBridge) // see awaitLink
+		_, e := ov.space.links(netplan.OverlayBridge) // see awaitLink
+		err = errors.Join(err, e)
 	}
 	return total + c, err
 }
-
-const vxlanPrefix = "vx-"
 
 // listOverlays returns the networks.
 func (n *Network) listOverlays() []*overlay {
@@ -157,6 +152,7 @@ func (n *Network) passSandboxPorts(ctx context.Context, _ netplan.Plan) (int, er
 	return n.mendSandboxes(ctx, n.listOverlays(), true)
 }
 
+// mendSandboxes mends some networks' sandboxes. Its errors are those of parts, or the context's.
 func (n *Network) mendSandboxes(ctx context.Context, list []*overlay, ports bool) (int, error) {
 	total := 0
 	var errs []error
@@ -178,7 +174,7 @@ func (n *Network) mendSandboxes(ctx context.Context, list []*overlay, ports bool
 			c, err = n.mendSandbox(ov, tasks)
 			total += c
 		}
-		errs = append(errs, err) // one that cannot be mended does not keep the others from it
+		errs = append(errs, partOf(ov.bare().Num, err)) // one that cannot be mended does not keep the others from it
 	}
 	return total, errors.Join(errs...)
 }

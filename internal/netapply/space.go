@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"sync/atomic"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -18,6 +19,11 @@ type space struct {
 	name string
 	fd   int
 	rt   *rtSocket
+	// clash says that another program had the number of the network's VXLAN device the last time. Of a network's sandbox,
+	// and guarded as its overlay's values are (overlay.change, or Network.state for writing).
+	clash bool
+	// noVXLAN says that a VXLAN device is being made here, or was refused.
+	noVXLAN atomic.Bool
 }
 
 // openSpace takes over fd.

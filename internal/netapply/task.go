@@ -265,12 +265,13 @@ func (n *Network) dropNeighbours(t netplan.Task) error {
 
 // mendTask compares a task's namespace with its plan, makes it when it is
 // missing, and returns how many requests it wrote. st.mu is held.
-func (n *Network) mendTask(st *taskState) (int, error) {
+func (n *Network) mendTask(st *taskState) (c int, err error) {
 	t := st.task
 	path := n.Path(t)
+	defer func() { st.bad = err != nil }()
 	nets, err := n.netsOf(t, false)
 	if err != nil {
-		return 0, fmt.Errorf("task %s: %w", t.Name(), err)
+		return 0, err
 	}
 	if !isNS(path) {
 		n.nf.drop(path)
@@ -295,9 +296,8 @@ func (n *Network) mendTask(st *taskState) (int, error) {
 		return 0, err
 	}
 	defer s.close()
-	c, err := s.reconcile(netplan.TaskSpace(n.node, nets, t), n.resolve, nil)
-	if err != nil {
-		return c, fmt.Errorf("task %s: %w", t.Name(), err)
+	if c, err = s.reconcile(netplan.TaskSpace(n.node, nets, t), n.resolve, nil); err != nil {
+		return c, err
 	}
 	if c > 0 {
 		places, err := n.places(t)

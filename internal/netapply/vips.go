@@ -119,7 +119,8 @@ func (n *Network) carry(ctx context.Context, ov *overlay, c vipChange, lost vipF
 	})
 }
 
-// forTasks does something with each of some tasks that are there, some at a time.
+// forTasks does something with each of some tasks that are there, some at a time. Its errors are those of parts, or the
+// context's.
 func (n *Network) forTasks(ctx context.Context, list []*taskState, f func(*taskState) error) error {
 	var mu sync.Mutex
 	var errs []error
@@ -138,7 +139,7 @@ func (n *Network) forTasks(ctx context.Context, list []*taskState, f func(*taskS
 				st.mu.Unlock()
 				if err != nil {
 					mu.Lock()
-					errs = append(errs, fmt.Errorf("task %s: %w", st.name(), err))
+					errs = append(errs, st.part(err))
 					mu.Unlock()
 				}
 			}
@@ -201,6 +202,7 @@ func (n *Network) mendTable(st *taskState) (int, error) {
 		changed, st.gen, err = s.reconcileTable(t)
 		return err
 	})
+	st.bad = st.bad || err != nil
 	return b2i(changed), err
 }
 
@@ -241,6 +243,15 @@ func (n *Network) mendTables(ctx context.Context, list []*taskState) (int, error
 		return err
 	})
 	return total, err
+}
+
+// badTasks are those of some tasks that could not be mended the last time.
+func badTasks(list []*taskState) []*taskState {
+	return slices.DeleteFunc(slices.Clone(list), func(st *taskState) bool {
+		st.mu.Lock()
+		defer st.mu.Unlock()
+		return !st.bad
+	})
 }
 
 func (n *Network) listTasks() []*taskState {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"os"
 	"sync"
 	"time"
@@ -24,33 +23,6 @@ const (
 	fullScan = 2 * time.Minute // for what no notification tells, such as sysctls
 )
 
-// dirt is what may be wrong.
-type dirt struct {
-	filters bool         // nftables
-	links   bool         // host link and sandbox
-	mounts  bool         // namespace files
-	spaces  map[int]bool // namespaces of tasks and networks, by the gateway sandbox's number for them
-	tables  map[int]bool // those of tasks whose rules were changed
-	all     bool
-}
-
-func (d *dirt) any() bool {
-	return d.filters || d.links || d.mounts || d.all || len(d.spaces)+len(d.tables) > 0
-}
-
-func (d *dirt) merge(o dirt) {
-	d.filters, d.links = d.filters || o.filters, d.links || o.links
-	d.mounts, d.all = d.mounts || o.mounts, d.all || o.all
-	if len(o.spaces) > 0 && d.spaces == nil {
-		d.spaces = map[int]bool{}
-	}
-	maps.Copy(d.spaces, o.spaces)
-	if len(o.tables) > 0 && d.tables == nil {
-		d.tables = map[int]bool{}
-	}
-	maps.Copy(d.tables, o.tables)
-}
-
 // A watch collects dirt.
 type watch struct {
 	n    *Network
@@ -59,7 +31,12 @@ type watch struct {
 	ring chan struct{}
 	wg   sync.WaitGroup
 	fail chan error
-	wait time.Duration // after the last failure
+
+	// Of Run's goroutine.
+	later  dirt          // what could not be mended, until its time has come
+	wait   time.Duration // after the last failure
+	failed time.Time     // the last failure of a part
+	timer  *time.Timer   // for later
 }
 
 func (w *watch) mark(o dirt) {
@@ -84,7 +61,9 @@ func (w *watch) take() dirt {
 // returns nil then, and an error when it can no longer watch. Before the first
 // Sync it waits for it.
 func (n *Network) Run(ctx context.Context) error {
-	w := &watch{n: n, ring: make(chan struct{}, 1), fail: make(chan error, 8)}
+	w := &watch{n: n, ring: make(chan struct{}, 1), fail: make(chan error, 8), timer: time.NewTimer(slow)}
+	w.timer.Stop()
+	defer w.timer.Stop()
 	defer w.wg.Wait()
 	stop, err := unix.Eventfd(0, unix.EFD_CLOEXEC)
 	if err != nil {
@@ -123,6 +102,10 @@ func (n *Network) Run(ctx context.Context) error {
 		case <-full.C:
 			w.mark(dirt{all: true})
 			continue
+		case <-w.timer.C:
+			w.mark(w.later)
+			w.later = dirt{}
+			continue
 		case <-w.ring:
 		}
 		if !pause(ctx, settle) {
@@ -135,22 +118,36 @@ func (n *Network) Run(ctx context.Context) error {
 	}
 }
 
-// round mends what may be wrong and returns how long to rest.
+// round mends what may be wrong and returns how long to rest. One network or task that cannot be mended is tried again
+// later, or when something else of it is lost, but not at once; others do not wait for it. When it is the node itself,
+// all do.
 func (w *watch) round(ctx context.Context) time.Duration {
 	d := w.take()
 	if !d.any() {
 		return 0
 	}
-	changes, err := w.n.mend(ctx, d)
+	var hold dirt
+	if since := time.Since(w.failed); since < retry && w.later.any() {
+		hold = w.later
+		w.later.merge(dirt{spaces: d.spaces, tables: d.tables}) // it may be about what is held
+		w.timer.Reset(retry - since)
+	}
+	changes, err := w.n.mend(ctx, d, hold)
 	if ctx.Err() != nil {
 		return 0
 	}
 	rest := spacing
-	if err != nil {
+	switch _, whole := netplan.Parts(err); {
+	case whole != nil:
 		w.wait = min(max(retry, 2*w.wait), slow)
 		rest = w.wait
 		w.mark(d)
-	} else {
+	case err != nil:
+		w.wait = min(max(retry, 2*w.wait), slow)
+		w.later.merge(failedParts(err))
+		w.failed = time.Now()
+		w.timer.Reset(w.wait)
+	case !w.later.any():
 		w.wait = 0
 	}
 	if w.n.cfg.OnRepair != nil && (changes > 0 || err != nil) {
@@ -240,21 +237,28 @@ func (w *watch) listen() ([]*monitor, error) {
 	return out, nil
 }
 
-// known tells whether a link of the sandbox is wanted: the ports of tasks that
-// were removed go one after another.
+// known tells whether a link of a sandbox is wanted: the ports of tasks that
+// were removed go one after another, and a VXLAN device that the kernel refuses
+// may be there for a moment.
 func (n *Network) known(link string) bool {
-	if !isPort(link) {
-		return true
-	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	_, ok := n.tasks[link[1:]]
-	return ok
+	if isPort(link) {
+		_, ok := n.tasks[link[1:]]
+		return ok
+	}
+	for _, ov := range n.overlays {
+		if isVXLAN(link) && netplan.VXLANLink(ov.bare().VNI) == link && ov.space != nil {
+			return !ov.space.noVXLAN.Load()
+		}
+	}
+	return true
 }
 
-// mend compares the parts that may be wrong with the plan.
-func (n *Network) mend(ctx context.Context, d dirt) (int, error) {
-	onlyMounts := d.mounts && !d.all && !d.links && !d.filters && len(d.spaces)+len(d.tables) == 0
+// mend compares the parts that may be wrong with the plan, but for those in hold, unless they may suffer from something
+// else than themselves.
+func (n *Network) mend(ctx context.Context, d, hold dirt) (int, error) {
+	onlyMounts := d.mounts && !d.all && !d.filters && !d.inside()
 	if onlyMounts && n.mountsOK() {
 		return 0, nil // as after every container that starts on this host
 	}
@@ -281,21 +285,16 @@ func (n *Network) mend(ctx context.Context, d dirt) (int, error) {
 	if err != nil {
 		return 0, fmt.Errorf("gateway network: %w", err)
 	}
-	if d.mounts || d.links || len(d.spaces)+len(d.tables) > 0 {
-		c, err := n.mendLinks(ctx, plan, d)
-		total += c
-		if err != nil {
-			return total, err
-		}
+	var errs []error
+	if d.mounts || d.inside() {
+		c, err := n.mendLinks(ctx, plan, d, hold)
+		total, errs = total+c, append(errs, err)
 	}
 	if d.filters {
 		c, err := n.passFilters(ctx, plan)
-		total += c
-		if err != nil {
-			return total, err
-		}
+		total, errs = total+c, append(errs, err)
 	}
-	return total, nil
+	return total, errors.Join(errs...)
 }
 
 // mountsOK tells whether every namespace file is in its place.

@@ -110,18 +110,6 @@ type Sysctl struct {
 	Optional bool
 }
 
-// A Space is what one network namespace must hold.
-type Space struct {
-	Name       string
-	Links      []Link
-	Addrs      []Addr
-	Routes     []Route
-	Rules      []Rule
-	Neighbours []Neighbour
-	Sysctls    []Sysctl
-	Table      *Table // nil when nothing is filtered or translated here
-}
-
 // A Plan is what the kernel of one node must hold.
 type Plan struct {
 	Host     Space
@@ -190,16 +178,6 @@ func (nets Overlays) SealedAddrs(tasks []Task) []netip.Addr {
 	}
 	slices.SortFunc(out, netip.Addr.Compare)
 	return out
-}
-
-// Add joins another part of the same namespace to s.
-func (s *Space) Add(o Space) {
-	s.Links = append(s.Links, o.Links...)
-	s.Addrs = append(s.Addrs, o.Addrs...)
-	s.Routes = append(s.Routes, o.Routes...)
-	s.Rules = append(s.Rules, o.Rules...)
-	s.Neighbours = append(s.Neighbours, o.Neighbours...)
-	s.Sysctls = append(s.Sysctls, o.Sysctls...)
 }
 
 // HostSpace plans the host's namespace.
