@@ -140,7 +140,7 @@ func (s *site) count(r *http.Request) (visit, error) {
 	number, ok := answers[0].(int64)
 	pairs, ok2 := answers[2].([]any)
 	if !ok || !ok2 {
-		return v, fmt.Errorf("Redis answered a count with %v", answers)
+		return v, fmt.Errorf("redis answered a count with %v", answers)
 	}
 	v.Number, v.Replicas = number, shares(pairs, s.who.Task)
 	return v, nil

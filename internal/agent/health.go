@@ -196,7 +196,8 @@ func (c *controller) probe(ctx context.Context, rt runtime.Controller, check *co
 	if err == nil {
 		r.ExitCode, err = p.Wait(limited)
 		if limited.Err() != nil && ctx.Err() == nil {
-			err = errors.Join(fmt.Errorf("Health check exceeded timeout (%v)", check.Timeout), c.end(ctx, p)) //nolint:staticcheck // Docker's words
+			//lint:ignore ST1005 Docker's words
+			err = errors.Join(fmt.Errorf("Health check exceeded timeout (%v)", check.Timeout), c.end(ctx, p))
 			r.ExitCode = -1
 		}
 	}

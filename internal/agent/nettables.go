@@ -253,19 +253,6 @@ func addrs(b4, b6 []byte) (a4, a6 netip.Addr, err error) {
 	return a4, a6, err
 }
 
-// taskNets are the addresses of a task of this node in overlay networks, in the order of its interfaces.
-func taskNets(m *pb.Task) ([]model.TaskNet, error) {
-	var out []model.TaskNet
-	for _, n := range m.GetNets() {
-		a4, a6, err := addrs(n.Addr4, n.Addr6)
-		if err != nil {
-			return nil, err
-		}
-		out = append(out, model.TaskNet{Network: model.NetworkID(n.Network), Addr4: a4, Addr6: a6})
-	}
-	return out, nil
-}
-
 // load restores one stored value of a network.
 func (o *overlays) load(key string, value []byte) error {
 	num, rest, _ := strings.Cut(strings.TrimPrefix(key, netPrefix), "/")

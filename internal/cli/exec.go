@@ -158,7 +158,7 @@ func (c *cli) followSize(ctx context.Context, cl *client.Client, id string, in *
 			select {
 			case <-changed:
 				if s := sizeOf(in, true); s.Height > 0 {
-					_, _ = cl.ExecResize(ctx, id, client.ExecResizeOptions{Height: s.Height, Width: s.Width}) // it may have ended
+					_, _ = cl.ExecResize(ctx, id, client.ExecResizeOptions(s)) // it may have ended
 				}
 			case <-ctx.Done():
 				return

@@ -108,7 +108,8 @@ func parsePS(text string, pids []int) (*container.TopResponse, error) {
 		if f[at] != "-" { // else it is a thread of the process before
 			pid, err := strconv.Atoi(f[at])
 			if err != nil {
-				return nil, fmt.Errorf("Unexpected pid '%s': %w", f[at], err) //nolint:staticcheck // Docker's text
+				//lint:ignore ST1005 Docker's words
+				return nil, fmt.Errorf("Unexpected pid '%s': %w", f[at], err)
 			}
 			_, belongs = slices.BinarySearch(pids, pid)
 		}

@@ -24,7 +24,6 @@ type loop struct {
 
 	in    [maxQuery + 1]byte
 	work  desk
-	lost  int // in a row: the poller failed
 	ready [maxEvents]unix.EpollEvent
 }
 
