@@ -43,18 +43,6 @@ func taskName(n model.Namer, service string, t *model.Task) string {
 	return service + "." + n.NodeID(t.Node) + "." + n.TaskID(t.ID)
 }
 
-// taskLabels are those that Docker puts on a task's container.
-func taskLabels(n model.Namer, service string, t *model.Task) map[string]string {
-	return map[string]string{
-		"com.docker.swarm.node.id":      n.NodeID(t.Node),
-		"com.docker.swarm.service.id":   n.ServiceID(t.ID.Service),
-		"com.docker.swarm.service.name": service,
-		"com.docker.swarm.task":         "",
-		"com.docker.swarm.task.id":      n.TaskID(t.ID),
-		"com.docker.swarm.task.name":    taskName(n, service, t),
-	}
-}
-
 func (s *Server) nodeView(snap *state.Snapshot, n *model.Node) swarm.Node {
 	out := swarm.Node{
 		ID:          snap.Cluster().Namer().NodeID(n.ID),

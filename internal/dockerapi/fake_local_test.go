@@ -134,3 +134,15 @@ func (f *fake) ContainerSize(context.Context, string) (written, whole int64, err
 func (f *fake) InspectContainer(_ context.Context, id string) (runtime.Details, error) {
 	return runtime.Details{Args: []string{"/bin/web", "-v"}, Env: []string{"PATH=/bin", "HOSTNAME=" + id[:12], "A=b"}, Dir: "/srv", Hostname: id[:12], NetNS: "/run/netns/x"}, nil
 }
+
+// taskLabels are those that Docker puts on a task's container.
+func taskLabels(n model.Namer, service string, t *model.Task) map[string]string {
+	return map[string]string{
+		"com.docker.swarm.node.id":      n.NodeID(t.Node),
+		"com.docker.swarm.service.id":   n.ServiceID(t.ID.Service),
+		"com.docker.swarm.service.name": service,
+		"com.docker.swarm.task":         "",
+		"com.docker.swarm.task.id":      n.TaskID(t.ID),
+		"com.docker.swarm.task.name":    taskName(n, service, t),
+	}
+}

@@ -6,7 +6,6 @@ import (
 	"os"
 	"strconv"
 	"strings"
-	"testing"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -17,15 +16,6 @@ import (
 // markPrefix begins the alias that a lab puts on a host's loopback device; the
 // inode of the network namespace follows, so that a copied alias proves nothing.
 const markPrefix = "skep-lab-host "
-
-// MustBeInside fails the test unless the calling thread is in the network namespace
-// of a lab's host. Call it before any traffic is made.
-func MustBeInside(tb testing.TB) {
-	tb.Helper()
-	if err := Inside(); err != nil {
-		tb.Fatal(err)
-	}
-}
 
 // Inside returns nil only when the calling thread is in the network namespace of a
 // lab's host. When that cannot be told it is an error too: whoever generates traffic

@@ -107,12 +107,6 @@ func sameNS(a, b string) bool {
 	return unix.Stat(a, &x) == nil && unix.Stat(b, &y) == nil && x.Ino == y.Ino && x.Dev == y.Dev
 }
 
-// HasIPv6 tells whether the kernel has IPv6.
-func HasIPv6() bool {
-	_, err := os.Stat("/proc/sys/net/ipv6")
-	return err == nil
-}
-
 func openNS(path string) (int, error) {
 	if !isNS(path) {
 		return -1, fmt.Errorf("open namespace %s: %w", path, fs.ErrNotExist)

@@ -89,9 +89,6 @@ func NewMux(ln net.Listener, cfg *tls.Config, limits MuxConfig) *Mux {
 	}
 }
 
-// Addr is the address of the port.
-func (m *Mux) Addr() net.Addr { return m.ln.Addr() }
-
 // door tells the listeners apart.
 type door struct {
 	proto    string
