@@ -8,7 +8,10 @@
 //	GET /eat?mb=N    keeps N MB of memory, touched
 //	GET /env, /pid   environment, process ID
 //
-// With the argument `get URL` it is a client instead: it prints the answer and ends.
+// It can echo over TCP and UDP, too (-tcp-echo, -udp-echo), and be a bad citizen from its start on:
+// -help lists the flags.
+//
+// With the arguments `get URL` it is a client instead: it prints the answer and ends.
 package main
 
 import (

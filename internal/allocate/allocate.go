@@ -1,6 +1,8 @@
-// Package allocate gives out what a swarm has one of: gateway addresses, the blocks they
-// come from, and published ports. The leader runs it after orchestrate; the addresses of a
-// task are added to the placement that schedule made, so that both are one change.
+// Package allocate gives out what a swarm has one of: gateway addresses and the blocks they
+// come from, subnets, task addresses and virtual addresses of overlay networks, and
+// published ports. The leader runs it after orchestrate; the addresses of a task are added
+// to the placement that schedule made, so that both are one change. Only a network gets its
+// subnets before: the API asks for them in the change that makes it.
 //
 // It must not know how tasks come to be or where they should run. It keeps no books of its
 // own: what is in use, what was given last and what is too fresh to give again is read

@@ -1,5 +1,5 @@
 // Package embedded carries the helper programs of skep inside its binary: the
-// shim that keeps a container running and the keeper that holds logs and ports.
+// shim that parents a container and the keeper of logs, ports and names.
 // Both must be small programs of their own, because they live on when the
 // daemon ends or is replaced, and one shim runs for every container.
 //

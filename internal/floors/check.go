@@ -77,7 +77,7 @@ func (c *checker) load(root fs.FS) ([]pkg, error) {
 		if d.IsDir() {
 			return skipDir(root, name, d.Name())
 		}
-		if !strings.HasSuffix(name, ".go") || (path.Dir(name) == "." && strings.HasPrefix(name, "zz_")) {
+		if !strings.HasSuffix(name, ".go") {
 			return nil
 		}
 		f, err := c.parse(root, name)

@@ -2,6 +2,8 @@ package floors
 
 import (
 	"os"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"testing/fstest"
@@ -17,6 +19,30 @@ func TestTree(t *testing.T) {
 	}
 	for _, v := range found {
 		t.Error(v)
+	}
+}
+
+// A page that says where everything is must be today's: each package of the table is there, and has its row.
+func TestArchitectureNamesEveryPackage(t *testing.T) {
+	page, err := os.ReadFile("../../docs/architecture.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range table() {
+		level := strconv.Itoa(f.level)
+		if f.level == testFloor {
+			level = "test"
+		}
+		for _, name := range f.packages {
+			if _, err := os.Stat("../" + name); err != nil {
+				t.Errorf("the table of floors has package %s, which is not there: %v", name, err)
+			}
+			if !slices.ContainsFunc(strings.Split(string(page), "\n"), func(line string) bool {
+				return strings.HasPrefix(line, "| "+level+" |") && strings.Contains(line, "`"+name+"`")
+			}) {
+				t.Errorf("docs/architecture.md has no row for package %s on floor %s", name, level)
+			}
+		}
 	}
 }
 

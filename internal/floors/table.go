@@ -22,10 +22,10 @@ func table() []floor {
 	return []floor{
 		{level: 0, pure: true, packages: []string{"model", "pki"}},
 		{level: 1, pure: true, packages: []string{"state"}},
-		{level: 2, pure: true, packages: []string{"orchestrate", "allocate", "schedule", "scale", "netplan", "compose"}},
+		{level: 2, pure: true, packages: []string{"orchestrate", "allocate", "schedule", "netplan", "compose"}},
 		{level: 3, packages: []string{"raftlog", "replica", "wire", "runtime", "shim", "netapply", "images", "volumes", "vault", "rootfs", "keeper", "embedded"}},
 		{level: 4, packages: []string{"manager", "dispatch", "agent"}},
-		{level: 5, packages: []string{"dockerapi", "skepapi", "dashboard"}},
+		{level: 5, packages: []string{"dockerapi", "skepapi"}},
 		{level: 6, packages: []string{"cli"}},
 		{level: 7, packages: []string{"daemon"}},
 		{level: testFloor, packages: []string{"floors", "lab", "sim", "testimage"}},

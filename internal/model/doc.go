@@ -1,6 +1,7 @@
 // Package model holds the nouns of a swarm: Cluster, Node, Service, Revision,
-// Template, Task, Network and Image, the order of task states, the changes that
-// may be made to them, and the validation of what users send.
+// Template, Task, Network, Payload (a secret or a config), Stack and Image, the
+// order of task states, the changes that may be made to them, and the validation
+// of what users send.
 //
 // It is the lowest floor. Everything else speaks in its terms, so it must not
 // know who calls it: no clock, no randomness, no network, no files, no logger.

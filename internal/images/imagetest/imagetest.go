@@ -1,4 +1,6 @@
-// Package imagetest makes images for tests on the spot, as the archives that `docker save` writes.
+// Package imagetest makes images for tests on the spot, as the archives that `docker save` writes, and is a registry
+// that serves and takes them, breaks where a test wants it to, and tells what it was asked. Package testimage makes the
+// few images of demo and stories; this one makes any that a unit test describes. It knows the formats and nothing of skep.
 package imagetest
 
 import (
