@@ -47,7 +47,7 @@ func fakeDaemon(t *testing.T, answers map[string]any) string {
 			_ = json.NewEncoder(w).Encode(v)
 		}
 	})}
-	go srv.Serve(l) //nolint:errcheck // ends with the test
+	go srv.Serve(l) // ends with the test
 	t.Cleanup(func() { srv.Close() })
 	return "unix://" + path
 }

@@ -58,7 +58,7 @@ func serve(t *testing.T, h http.Handler) string {
 		t.Fatal(err)
 	}
 	srv := &http.Server{Handler: h}
-	go srv.Serve(l) //nolint:errcheck // ends with the test
+	go srv.Serve(l) // ends with the test
 	t.Cleanup(func() { srv.Close() })
 	return "unix://" + path
 }

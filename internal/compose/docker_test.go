@@ -113,7 +113,7 @@ func serve(t *testing.T) (*engine, string) {
 	}
 	e := &engine{services: map[string]any{}, networks: map[string]any{}, secrets: map[string]any{}, configs: map[string]any{}}
 	srv := &http.Server{Handler: e, ReadHeaderTimeout: time.Minute}
-	go srv.Serve(l) //nolint:errcheck // ends with the test
+	go srv.Serve(l) // ends with the test
 	t.Cleanup(func() { srv.Close() })
 	return e, "unix://" + filepath.Join(dir, "s")
 }

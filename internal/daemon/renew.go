@@ -27,7 +27,7 @@ func (a *active) clientTLS() *tls.Config {
 func (a *active) renew(ctx context.Context) error {
 	// Before the state is there, nobody could sign.
 	if _, err := a.replica.WaitIndex(ctx, 1); err != nil {
-		return nil //nolint:nilerr // ctx ended
+		return nil // ctx ended
 	}
 	tick := time.NewTicker(renewEvery)
 	defer tick.Stop()

@@ -108,7 +108,7 @@ func (s *Server) known(ctx context.Context, named reference.Named) (*RemoteImage
 	}
 	img, err := findImage(images, named.String())
 	if err != nil || img.Digest == "" {
-		return nil, nil //nolint:nilerr // nobody knows
+		return nil, nil // nobody knows
 	}
 	return &RemoteImage{MediaType: img.MediaType, Digest: img.Digest, Platforms: []swarm.Platform{{OS: img.OS, Architecture: img.Architecture}}}, nil
 }

@@ -235,7 +235,7 @@ func (d *detachReader) Read(b []byte) (int, error) {
 				break
 			}
 		}
-		if err != nil && d.err != errDetached { //nolint:errorlint // it is this very one
+		if err != nil && d.err != errDetached { // it is this very one
 			d.held = append(d.held, d.keys[:d.at]...)
 			d.at = 0
 		}

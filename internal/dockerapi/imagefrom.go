@@ -68,7 +68,7 @@ func (s *Server) imageFrom(r *request, snap *state.Snapshot, svc *model.Service,
 	}
 	named, err := reference.ParseNormalizedNamed(containerOf(spec).Image)
 	if err != nil || keepsImage(svc, spec) {
-		return f, nil //nolint:nilerr // admission has its say on names
+		return f, nil // admission has its say on names
 	}
 	if _, ok := named.(reference.Digested); ok {
 		return f, nil

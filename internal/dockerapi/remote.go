@@ -211,7 +211,7 @@ func copyAnswer(r *request, answer *http.Response) error {
 				return nil // the client is gone
 			}
 			if ferr := rc.Flush(); ferr != nil {
-				return nil //nolint:nilerr // the same
+				return nil // the same
 			}
 		}
 		if err == io.EOF {

@@ -192,7 +192,7 @@ func (s *Server) waitContainer(r *request, c *Container) error {
 	out.start()
 	exit, err := awaitCondition(r.ctx(), ctl, st, cond)
 	if r.ctx().Err() != nil {
-		return nil //nolint:nilerr // the client is gone
+		return nil // the client is gone
 	}
 	answer := container.WaitResponse{StatusCode: int64(exit.Code)}
 	if err != nil {

@@ -57,7 +57,7 @@ func (s *Server) containerStats(r *request, c *Container) error {
 			return err
 		}
 		if enc.Encode(w.last) != nil || pause(r.ctx(), statsInterval) != nil {
-			return nil //nolint:nilerr // the client is gone
+			return nil // the client is gone
 		}
 	}
 }

@@ -21,7 +21,7 @@ func (s *Store) Has(ctx context.Context, name, pinned string) (bool, error) {
 	}
 	if strings.HasPrefix(name, "sha256:") && pinned == "" || pinned == "" && s.preferLocal {
 		_, err := s.Resolve(ctx, name)
-		return err == nil, nil //nolint:nilerr // what is wrong with it, Ensure says
+		return err == nil, nil // what is wrong with it, Ensure says
 	}
 	if ref, err := reference.ParseDockerRef(name); err == nil && pinned == "" {
 		if d, ok := ref.(reference.Digested); ok {

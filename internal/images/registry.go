@@ -150,7 +150,7 @@ func (r *Registries) configure(ctx context.Context, name string, auth registry.A
 		return auth.Username, auth.Password, nil
 	}
 	if r.isInsecure(ctx, name) {
-		opts.DefaultTLS = &tls.Config{InsecureSkipVerify: true} //nolint:gosec // the user named this registry insecure
+		opts.DefaultTLS = &tls.Config{InsecureSkipVerify: true} // the user named this registry insecure
 		opts.DefaultScheme = "http"
 	}
 	hosts, err := config.ConfigureHosts(ctx, opts)(name)

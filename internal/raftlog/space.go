@@ -61,7 +61,7 @@ func (s *space) hold() error {
 		return nil
 	}
 	if err := s.above(s.mark + uint64(s.reserve)); err != nil {
-		return nil //nolint:nilerr // not now; it is tried again
+		return nil // not now; it is tried again
 	}
 	f, err := os.OpenFile(s.path(), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {

@@ -105,7 +105,7 @@ func (s *Store) Sweep(ctx context.Context) error {
 // out of sight.
 func (s *Store) release(name string) error {
 	if v, err := s.read(name); err != nil || !hasDevice(v.Options) {
-		return nil //nolint:nilerr // what is gone is not mounted
+		return nil // what is gone is not mounted
 	}
 	if err := unmountBelow(filepath.Join(s.root, name)); err != nil {
 		return fmt.Errorf("unmount volume %s: %w", name, err)

@@ -55,7 +55,7 @@ func (c *Conn) receive() {
 		f, err := c.stream.Recv()
 		if err != nil {
 			c.end = FromStatus(err)
-			if err == io.EOF { //nolint:errorlint // gRPC returns it as it is
+			if err == io.EOF { // gRPC returns it as it is
 				c.end = io.ErrUnexpectedEOF
 			}
 			close(c.in)

@@ -191,12 +191,12 @@ func readRunning(root, name string) ([]byte, error) {
 	defer unix.Close(dir)
 	fd, err := unix.Openat2(dir, name, &unix.OpenHow{Flags: unix.O_RDONLY | unix.O_NONBLOCK | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS})
 	if err != nil {
-		return nil, nil //nolint:nilerr // a file that cannot be opened is as good as none
+		return nil, nil // a file that cannot be opened is as good as none
 	}
 	f := os.NewFile(uintptr(fd), name)
 	defer f.Close()
 	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
-		return nil, nil //nolint:nilerr // the same
+		return nil, nil // the same
 	}
 	return io.ReadAll(io.LimitReader(f, maxUserFile))
 }
@@ -309,7 +309,7 @@ func (p *execProcess) Wait(ctx context.Context) (int, error) {
 	}
 	if err := status.Error(); err != nil {
 		// Its shim went, and with it the container.
-		return killed, nil //nolint:nilerr // this is how the process ended
+		return killed, nil // this is how the process ended
 	}
 	return int(status.ExitCode()), nil
 }

@@ -226,11 +226,11 @@ func (c *imageCache) userFiles(ctx context.Context, img *image) (passwd, group [
 func readIn(root, name string) ([]byte, error) {
 	path, err := fs.RootPath(root, name)
 	if err != nil {
-		return nil, nil //nolint:nilerr // a path that leads nowhere is a file that does not exist
+		return nil, nil // a path that leads nowhere is a file that does not exist
 	}
 	info, err := os.Lstat(path)
 	if err != nil || !info.Mode().IsRegular() {
-		return nil, nil //nolint:nilerr // the same
+		return nil, nil // the same
 	}
 	f, err := os.Open(path)
 	if err != nil {
