@@ -7,6 +7,7 @@ import (
 	"github.com/moby/moby/api/types/swarm"
 	"github.com/skep-swarm/skep/internal/allocate"
 	"github.com/skep-swarm/skep/internal/model"
+	"github.com/skep-swarm/skep/internal/orchestrate"
 	"github.com/skep-swarm/skep/internal/state"
 )
 
@@ -68,9 +69,9 @@ func planUpdate(id model.ServiceID, version uint64, spec model.ServiceSpec, from
 		}
 		switch {
 		case rollback:
-			change.Update = &model.UpdateStatus{State: swarm.UpdateStateRollbackStarted, StartedAt: startedAt, Message: "manually requested rollback"}
+			change.Update = orchestrate.Begin(svc, change, swarm.UpdateStateRollbackStarted, orchestrate.ManualRollback, startedAt)
 		case needsRollout(snap, svc, change):
-			change.Update = &model.UpdateStatus{State: swarm.UpdateStateUpdating, StartedAt: startedAt, Message: "update in progress"}
+			change.Update = orchestrate.Begin(svc, change, swarm.UpdateStateUpdating, orchestrate.UpdateInProgress, startedAt)
 		case svc.Update != nil:
 			// The status is of a rollout before this spec: clients that wait would take it for theirs.
 			txn.Changes = append(txn.Changes, model.Change{SetUpdate: &model.UpdateSet{Service: id}})

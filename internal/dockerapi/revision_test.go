@@ -52,7 +52,8 @@ func TestUpdateStatus(t *testing.T) {
 	if svc = change(t, s, "web", setImage("web:v3")); svc.UpdateStatus == nil || svc.UpdateStatus.State != swarm.UpdateStateUpdating {
 		t.Errorf("an update begins as %+v", svc.UpdateStatus)
 	}
-	if svc = change(t, s, "web", setReplicas(3)); svc.UpdateStatus == nil || svc.UpdateStatus.State != swarm.UpdateStateUpdating {
+	began := *svc.UpdateStatus.StartedAt
+	if svc = change(t, s, "web", setReplicas(3)); svc.UpdateStatus == nil || svc.UpdateStatus.State != swarm.UpdateStateUpdating || *svc.UpdateStatus.StartedAt != began {
 		t.Errorf("scaling during an update leaves it %+v", svc.UpdateStatus)
 	}
 	if svc = change(t, s, "web", nil, "&rollback=previous"); svc.UpdateStatus.State != swarm.UpdateStateRollbackStarted || svc.UpdateStatus.Message != "manually requested rollback" {

@@ -98,10 +98,11 @@ type planner struct {
 	lastTask    uint64
 	fresh       []model.TaskNew // first tasks of their slots
 	job         bool
-	brake       *Brake           // looked at when the first node is down
-	noticed     bool             // the brake holds tasks of this service
-	waits       string           // what the closed gate waits for; empty when tasks may start
-	opened      model.TemplateID // of the gate that opens in this call, else 0
+	crowd       map[model.TaskID]bool // tasks beyond what the service may have on their nodes
+	brake       *Brake                // looked at when the first node is down
+	noticed     bool                  // the brake holds tasks of this service
+	waits       string                // what the closed gate waits for; empty when tasks may start
+	opened      model.TemplateID      // of the gate that opens in this call, else 0
 }
 
 func (p *planner) prepare() {
@@ -129,6 +130,7 @@ func (p *planner) replicated(tasks []*model.Task) {
 	slots := bySlot(tasks)
 	p.lookAt(slots)
 	kept := p.scale(slots)
+	p.count(kept)
 	p.tend(kept)
 }
 

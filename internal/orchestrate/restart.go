@@ -317,5 +317,5 @@ func (p *planner) stopLimit(s *slot) model.Time {
 
 // dirty reports whether the rollout has to replace a task.
 func (p *planner) dirty(t *model.Task) bool {
-	return t.Template != p.svc.Template || len(p.constraints) > 0 && t.Node != 0 && p.node(t.Node).misplaced(p.svc)
+	return t.Template != p.svc.Template || len(p.constraints) > 0 && t.Node != 0 && p.node(t.Node).misplaced(p.svc) || p.crowd[t.ID]
 }

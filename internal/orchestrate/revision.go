@@ -1,21 +1,60 @@
 package orchestrate
 
 import (
+	"slices"
+
 	"github.com/moby/moby/api/types/swarm"
 	"github.com/skep-swarm/skep/internal/model"
 )
 
-const updateInProgress = "update in progress"
+// UpdateInProgress is the message of an update.
+const UpdateInProgress = "update in progress"
 
 // FirstStatus is the rollout that a new revision starts with (NewRevision.Update). A change of the
 // template starts one, and so does any change while one is under way or paused: as Docker,
 // the next update is what resumes a paused one. old is nil for a new service. The result is
 // nil when the tasks stay.
-func FirstStatus(old *model.Service, newTemplate bool, at model.Time) *model.UpdateStatus {
-	if old == nil || !newTemplate && !inProgress(old.Update) && !paused(old.Update) {
+func FirstStatus(old *model.Service, rev *model.NewRevision, at model.Time) *model.UpdateStatus {
+	if old == nil || templateOf(rev) == old.Template && !inProgress(old.Update) && !paused(old.Update) {
 		return nil
 	}
-	return &model.UpdateStatus{State: swarm.UpdateStateUpdating, StartedAt: at, Message: updateInProgress}
+	return Begin(old, rev, swarm.UpdateStateUpdating, UpdateInProgress, at)
+}
+
+// Begin is the status with which the rollout of a revision begins. One that is under way, or paused, and leads to the
+// same tasks on the same nodes goes on: would it begin anew with every change of a label, slots that it has under way
+// would count no more, and others be taken down beside them. at is cluster time.
+func Begin(old *model.Service, rev *model.NewRevision, state swarm.UpdateState, message string, at model.Time) *model.UpdateStatus {
+	u := &model.UpdateStatus{State: state, StartedAt: at, Message: message}
+	was := old.Update
+	if !inProgress(was) && !paused(was) || !sameTasks(old.Current(), templateOf(rev), rev.Spec.Typed) {
+		return u
+	}
+	u.StartedAt, u.LastStep, u.ResumedAt = was.StartedAt, was.LastStep, was.ResumedAt
+	if was.State != state {
+		u.ResumedAt = at // failures until now are forgiven
+	}
+	return u
+}
+
+func templateOf(rev *model.NewRevision) model.TemplateID {
+	if rev.Template != nil {
+		return rev.Template.ID
+	}
+	return rev.TemplateID
+}
+
+// sameTasks reports whether a spec with a template asks for the tasks of a revision, on the same nodes.
+func sameTasks(r *model.Revision, template model.TemplateID, spec *swarm.ServiceSpec) bool {
+	old := r.Spec.Typed
+	return r.Template == template && maxPerNode(old) == maxPerNode(spec) && slices.Equal(constraintsOf(old), constraintsOf(spec))
+}
+
+func constraintsOf(spec *swarm.ServiceSpec) []string {
+	if pl := spec.TaskTemplate.Placement; pl != nil {
+		return pl.Constraints
+	}
+	return nil
 }
 
 // ManualRollback is the message of a rollback that a user asked for.
@@ -29,13 +68,13 @@ const (
 	updateCanceled = "update canceled on request"
 )
 
-// Rollback is the revision that takes a service back to the last spec with another template, or to
-// the last spec at all when there is none; nil when the service has only one. It starts the
+// Rollback is the revision that takes a service back to the last spec with another template, other constraints or
+// another limit for a node, or to the last spec at all when there is none; nil when the service has only one. It starts the
 // rollback with the message. at is cluster time.
 func Rollback(svc *model.Service, message string, at model.Time) *model.NewRevision {
 	to := svc.Previous()
 	for i := len(svc.Revisions) - 1; i >= 0; i-- {
-		if svc.Revisions[i].Template != svc.Template {
+		if !sameTasks(svc.Revisions[i], svc.Template, svc.Spec()) {
 			to = svc.Revisions[i]
 			break
 		}
@@ -67,7 +106,7 @@ func backTo(svc *model.Service, to *model.Revision, message string, at model.Tim
 		rev.JobIteration = svc.JobIteration + 1
 		return rev
 	}
-	rev.Update = &model.UpdateStatus{State: swarm.UpdateStateRollbackStarted, StartedAt: at, Message: message}
+	rev.Update = Begin(svc, rev, swarm.UpdateStateRollbackStarted, message, at)
 	return rev
 }
 
@@ -97,7 +136,7 @@ func Resume(svc *model.Service, at model.Time) (model.Change, error) {
 	if u.State == swarm.UpdateStateRollbackPaused {
 		u.State, u.Message = swarm.UpdateStateRollbackStarted, rollbackGoesOn
 	} else {
-		u.State, u.Message = swarm.UpdateStateUpdating, updateInProgress
+		u.State, u.Message = swarm.UpdateStateUpdating, UpdateInProgress
 	}
 	return setUpdate(svc, u), nil
 }

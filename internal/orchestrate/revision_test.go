@@ -164,3 +164,141 @@ func TestUpdateThatChangesNothingDoesNothing(t *testing.T) {
 		t.Errorf("forced: %+v, %d tasks", u, w.snap.NumTasks())
 	}
 }
+
+// Who changes a label, the scale or the settings during an update, or deploys the same once more, does not make it
+// take more slots down at once than it may.
+func TestChangeDuringAnUpdateLeavesItsPaceAlone(t *testing.T) {
+	for what, edit := range map[string]func(*swarm.ServiceSpec){
+		"nothing":  func(*swarm.ServiceSpec) {},
+		"label":    func(s *swarm.ServiceSpec) { s.Labels = map[string]string{"a": "b"} },
+		"scale":    replicas(6),
+		"settings": func(s *swarm.ServiceSpec) { s.UpdateConfig.FailureAction = swarm.UpdateFailureActionContinue },
+	} {
+		t.Run(what, func(t *testing.T) {
+			w := newWorld(t, 2)
+			id := w.service(0, func(s *swarm.ServiceSpec) {
+				replicas(4)(s)
+				s.UpdateConfig = &swarm.UpdateConfig{Parallelism: 1, Delay: time.Minute}
+			})
+			w.settle()
+			w.image(id, "img:2")
+			began := w.snap.Service(id).Update.StartedAt
+			replaced := func() (n int) {
+				for x := range w.snap.Tasks(id) {
+					if x.Template != w.snap.Service(id).Template && x.Desired == model.StateShutdown {
+						n++
+					}
+				}
+				return n
+			}
+			w.plan()
+			w.service(id, edit)
+			w.plan()
+			if n := replaced(); n != 1 {
+				t.Fatalf("with one slot under way, %d were taken down", n)
+			}
+			w.step(4)
+			w.service(id, edit)
+			w.step(4)
+			if n := replaced(); n != 1 {
+				t.Fatalf("within the delay after the first slot, %d were taken down", n)
+			}
+			w.advance(time.Minute)
+			w.plan()
+			if n, u := replaced(), w.snap.Service(id).Update; n != 2 || u.State != swarm.UpdateStateUpdating || u.StartedAt != began {
+				t.Errorf("after the delay: %d, %+v", n, u)
+			}
+		})
+	}
+}
+
+// An update that moves tasks by other constraints goes back to the spec before it, not to an earlier image.
+func TestRollbackOfConstraints(t *testing.T) {
+	w := newWorld(t, 1)
+	other := w.addNode(map[string]string{"zone": "b"})
+	id := w.service(0, func(s *swarm.ServiceSpec) {
+		replicas(2)(s)
+		s.TaskTemplate.Placement = &swarm.Placement{Constraints: []string{"node.labels.zone!=b"}}
+		s.UpdateConfig = &swarm.UpdateConfig{Parallelism: 1, FailureAction: swarm.UpdateFailureActionRollback}
+	})
+	w.settle()
+	w.image(id, "img:2")
+	w.settle()
+	move := func() {
+		w.service(id, func(s *swarm.ServiceSpec) {
+			s.TaskTemplate.Placement = &swarm.Placement{Constraints: []string{"node.labels.zone==b"}}
+		})
+	}
+	move()
+	for range 10 {
+		w.plan()
+		for _, x := range w.live(id) {
+			if x.Node == other && x.State == model.StateAssigned {
+				w.report(x, model.StateRejected)
+			}
+		}
+		w.obey()
+		w.now++
+	}
+	if u := w.snap.Service(id).Update; u.State != swarm.UpdateStateRollbackStarted {
+		t.Fatalf("%+v", u)
+	}
+	w.settle()
+	s := w.snap.Service(id)
+	if spec := s.Spec().TaskTemplate; spec.ContainerSpec.Image != "img:2" || spec.Placement.Constraints[0] != "node.labels.zone!=b" || s.Update.State != swarm.UpdateStateRollbackCompleted {
+		t.Errorf("went back to %s, %q: %+v", spec.ContainerSpec.Image, spec.Placement.Constraints, s.Update)
+	}
+	move()
+	w.plan()
+	rev, err := orchestrate.Cancel(w.snap.Service(id), w.now)
+	if err != nil || rev.Spec.Typed.TaskTemplate.ContainerSpec.Image != "img:2" {
+		t.Errorf("canceled: %v, %+v", err, rev)
+	}
+}
+
+// A lower limit of replicas per node is kept by those too that run already: the rollout moves what is too many.
+func TestLoweredMaxReplicasMovesTasks(t *testing.T) {
+	for _, order := range []swarm.UpdateOrder{swarm.UpdateOrderStopFirst, swarm.UpdateOrderStartFirst} {
+		w := newWorld(t, 1)
+		id := w.service(0, func(s *swarm.ServiceSpec) {
+			replicas(6)(s)
+			s.UpdateConfig = &swarm.UpdateConfig{Parallelism: 1, Order: order}
+		})
+		w.settle()
+		w.addNode(nil)
+		w.addNode(nil)
+		limit := func(n uint64) {
+			w.service(id, func(s *swarm.ServiceSpec) { s.TaskTemplate.Placement = &swarm.Placement{MaxReplicas: n} })
+		}
+		limit(6)
+		w.plan()
+		if w.planned != 0 {
+			t.Errorf("%s: a limit that is kept moves tasks", order)
+		}
+		limit(2)
+		for range 3 {
+			w.plan()
+		}
+		moving := 0
+		for x := range w.snap.Tasks(id) {
+			if x.ID.Num > 6 {
+				moving++
+			}
+		}
+		if moving != 1 {
+			t.Errorf("%s: %d slots are under way at once", order, moving)
+		}
+		w.settle()
+		on := map[model.NodeID]int{}
+		for _, x := range w.live(id) {
+			on[x.Node]++
+		}
+		if u := w.snap.Service(id).Update; len(on) != 3 || on[1] != 2 || on[2] != 2 || on[3] != 2 || w.snap.NumTasks() != 10 || u.State != swarm.UpdateStateCompleted {
+			t.Errorf("%s: by node %v, %d tasks, %+v", order, on, w.snap.NumTasks(), u)
+		}
+		w.plan()
+		if w.planned != 0 {
+			t.Errorf("%s: it goes on moving", order)
+		}
+	}
+}

@@ -97,11 +97,12 @@ func (p *planner) slotDirty(s *slot) bool {
 }
 
 // step is the task by which the rollout in progress replaced what was in the slot: the first of the
-// template in force since the rollout began, if there was one before it.
+// template in force since the rollout began, if there was one before it. One that is to be moved
+// is none: both may be of one template, what the rollout did and what it undoes.
 func (p *planner) step(s *slot) *model.Task {
 	before := false
 	for _, t := range s.tasks {
-		if t.Template == p.svc.Template && t.CreatedAt >= p.svc.Update.StartedAt {
+		if t.CreatedAt >= p.svc.Update.StartedAt && !p.dirty(t) {
 			if t.State < model.StateAssigned && t.Desired > model.StateRunning {
 				// It never found a node and is wanted no more: it will not come up, nor report its
 				// end. The one that took its place counts.
@@ -158,7 +159,7 @@ func (r *rollout) plan() {
 	case !inProgress(u):
 		if len(r.dirty) > 0 {
 			// StartedAt is not after the creation of the tasks that the same pass makes.
-			r.set(model.UpdateStatus{State: swarm.UpdateStateUpdating, StartedAt: p.snap.Time(), Message: updateInProgress})
+			r.set(model.UpdateStatus{State: swarm.UpdateStateUpdating, StartedAt: p.snap.Time(), Message: UpdateInProgress})
 		}
 	case r.tooManyFailures():
 		r.react()

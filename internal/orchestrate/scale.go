@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"slices"
 
+	"github.com/moby/moby/api/types/swarm"
 	"github.com/skep-swarm/skep/internal/model"
 )
 
@@ -104,6 +105,37 @@ func (p *planner) clear(s *slot) {
 	for _, t := range s.tasks {
 		p.retire(t)
 	}
+}
+
+// count finds the tasks beyond the service's limit for a node. There are none but after the limit was lowered; then the
+// rollout moves them.
+func (p *planner) count(slots []*slot) {
+	most := maxPerNode(p.svc.Spec())
+	if most == 0 {
+		return
+	}
+	on := map[model.NodeID]uint64{}
+	for _, s := range slots {
+		for _, t := range s.live {
+			if t.Node == 0 || t.State.Terminal() || p.node(t.Node).paused {
+				continue
+			}
+			if on[t.Node]++; on[t.Node] > most {
+				if p.crowd == nil {
+					p.crowd = map[model.TaskID]bool{}
+				}
+				p.crowd[t.ID] = true
+			}
+		}
+	}
+}
+
+// maxPerNode is how many of a service's tasks a node may have, 0 for any number.
+func maxPerNode(spec *swarm.ServiceSpec) uint64 {
+	if pl := spec.TaskTemplate.Placement; pl != nil {
+		return pl.MaxReplicas
+	}
+	return 0
 }
 
 // keepOrder sorts slots by how much they deserve to stay: running ones first, of these the

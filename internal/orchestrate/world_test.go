@@ -105,10 +105,8 @@ func (w *world) service(id model.ServiceID, edit func(*swarm.ServiceSpec)) model
 		w.t.Fatal(err)
 	}
 	rev := &model.NewRevision{Service: id, Spec: ms}
-	changed := true
 	if have := w.snap.TemplateByHash(id, tpl.Hash); have != nil {
 		rev.TemplateID = have.ID
-		changed = old == nil || have.ID != old.Template
 	} else {
 		tpl.ID = w.snap.LastTemplate() + 1
 		rev.Template, rev.TemplateID = tpl, tpl.ID
@@ -122,7 +120,7 @@ func (w *world) service(id model.ServiceID, edit func(*swarm.ServiceSpec)) model
 			rev.JobIteration = old.JobIteration + 1
 		}
 	}
-	rev.Update = orchestrate.FirstStatus(old, changed, w.now)
+	rev.Update = orchestrate.FirstStatus(old, rev, w.now)
 	w.do(model.Change{NewRevision: rev})
 	return id
 }

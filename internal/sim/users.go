@@ -255,10 +255,8 @@ func revision(snap *state.Snapshot, id model.ServiceID, s swarm.ServiceSpec, now
 	}
 	old := snap.Service(id)
 	rev := &model.NewRevision{Service: id, Spec: spec}
-	changed := true
 	if have := snap.TemplateByHash(id, tpl.Hash); have != nil {
 		rev.TemplateID = have.ID
-		changed = old == nil || have.ID != old.Template
 	} else {
 		tpl.ID = snap.LastTemplate() + 1
 		rev.Template, rev.TemplateID = tpl, tpl.ID
@@ -273,7 +271,7 @@ func revision(snap *state.Snapshot, id model.ServiceID, s swarm.ServiceSpec, now
 	if old != nil {
 		rev.Ports = old.Ports
 	}
-	rev.Update = orchestrate.FirstStatus(old, changed, max(now, snap.Time()))
+	rev.Update = orchestrate.FirstStatus(old, rev, max(now, snap.Time()))
 	return rev
 }
 
