@@ -52,24 +52,37 @@ func (p *peer) look(conn net.Conn) {
 	})
 }
 
-// exitTimeout is how long a daemon that has said goodbye may take to end.
-const exitTimeout = 20 * time.Second
+const (
+	// exitTimeout is how long a daemon that has said goodbye may take to end.
+	exitTimeout = 20 * time.Second
+	// reapTimeout is how long its parent may take to note that, before it is no matter of ours any more.
+	reapTimeout = 2 * time.Second
+)
 
-// awaitExit waits until the process is gone.
+// awaitExit waits until the process is gone, also from the lists of processes.
 func (p *peer) awaitExit(ctx context.Context) error {
 	fd := int(p.fd.Load())
 	if fd == 0 {
 		return nil
 	}
 	defer unix.Close(fd)
-	for deadline := time.Now().Add(exitTimeout); time.Now().Before(deadline); {
-		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 200)
-		if n > 0 || err != nil && err != unix.EINTR {
-			return nil
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	limit, ended := time.After(exitTimeout), false
+	for unix.PidfdSendSignal(fd, 0, nil, 0) != unix.ESRCH {
+		if n, _ := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0); n > 0 && !ended {
+			limit, ended = time.After(reapTimeout), true
 		}
-		if ctx.Err() != nil {
+		select {
+		case <-ctx.Done():
 			return ctx.Err()
+		case <-limit:
+			if ended {
+				return nil
+			}
+			return fmt.Errorf("the daemon did not end within %s", exitTimeout)
+		case <-tick.C:
 		}
 	}
-	return fmt.Errorf("the daemon did not end within %s", exitTimeout)
+	return nil
 }

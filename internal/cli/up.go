@@ -72,7 +72,7 @@ func (c *cli) runUp(cmd *cobra.Command, o *upOptions) error {
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(w, "this node (%s, %s) is a manager of a swarm with %d node(s).\n", info.Name, info.Swarm.NodeAddr, info.Swarm.Nodes)
+	fmt.Fprintf(w, "this node (%s, %s) is a manager of a swarm with %s.\n", info.Name, info.Swarm.NodeAddr, count(info.Swarm.Nodes, "node"))
 	if o.quiet {
 		return nil
 	}
@@ -189,26 +189,46 @@ in the data root; the swarm's own state (services, certificates) is gone if this
 				return fmt.Errorf("down: %w", err)
 			}
 			defer res.Body.Close()
-			if err := finishDown(cmd, res); err != nil {
-				return err
+			done, err := finishDown(cmd, res)
+			if err == nil {
+				err = peer.awaitExit(cmd.Context())
 			}
-			return peer.awaitExit(cmd.Context())
+			if err == nil && done {
+				fmt.Fprintln(cmd.OutOrStdout(), "done")
+			}
+			return err
 		},
 	}
 	cmd.Flags().DurationVar(&timeout, "timeout", 2*time.Minute, "how long to wait")
 	return cmd
 }
 
-// finishDown prints the progress that the daemon reports until it closes the connection by ending.
-func finishDown(cmd *cobra.Command, res *http.Response) error {
+// finishDown prints the progress that the daemon reports until it closes the connection by ending, and returns
+// whether it said that all is done. That word is kept back: the daemon itself is still there.
+func finishDown(cmd *cobra.Command, res *http.Response) (done bool, err error) {
 	if res.StatusCode != http.StatusOK {
 		body, _ := io.ReadAll(io.LimitReader(res.Body, 4096))
-		return fmt.Errorf("down: the daemon answered %s: %s", res.Status, strings.TrimSpace(string(body)))
+		return false, fmt.Errorf("down: the daemon answered %s: %s", res.Status, strings.TrimSpace(string(body)))
 	}
-	if err := printStream(cmd.OutOrStdout(), res.Body); err != nil && !errors.Is(err, io.ErrUnexpectedEOF) {
-		return fmt.Errorf("down: %w", err)
+	w := &steps{w: cmd.OutOrStdout()}
+	if err := printStream(w, res.Body); err != nil && !errors.Is(err, io.ErrUnexpectedEOF) {
+		return false, fmt.Errorf("down: %w", err)
 	}
-	return nil
+	return w.done, nil
+}
+
+// steps passes on lines but for the last word.
+type steps struct {
+	w    io.Writer
+	done bool
+}
+
+func (s *steps) Write(line []byte) (int, error) {
+	if string(line) == "done\n" {
+		s.done = true
+		return len(line), nil
+	}
+	return s.w.Write(line)
 }
 
 // lastLine is the end of the daemon's log, for the error that it died of.

@@ -215,5 +215,9 @@ func (r *logRead) unreachable(ctx context.Context) error {
 	if n := r.a.replica.Snapshot().Node(id); n != nil {
 		name = n.Hostname()
 	}
-	return fmt.Errorf("incomplete: the logs of %d node(s) could not be read, %s among them: %w", len(r.missing), name, r.missing[id])
+	whose := "node " + name
+	if n := len(r.missing); n > 1 {
+		whose = fmt.Sprintf("%d nodes, %s among them,", n, name)
+	}
+	return fmt.Errorf("incomplete: the logs of %s could not be read: %w", whose, r.missing[id])
 }

@@ -185,7 +185,7 @@ func cgroupMounts() ([]string, error) {
 
 // Shutdown ends the keeper: logs are closed with all that was written, ports
 // are let go, connections from [::1] are reset. When none runs there is
-// nothing to do. It returns when the keeper has let go of everything.
+// nothing to do. It returns when the process has ended.
 func (c *Client) Shutdown(ctx context.Context) error {
 	select {
 	case c.ensures <- struct{}{}:
@@ -193,11 +193,36 @@ func (c *Client) Shutdown(ctx context.Context) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-	if _, err := c.once(ctx, request{Op: opShutdown}); err != nil {
-		if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ECONNREFUSED) {
-			return nil
-		}
+	err := c.end(ctx)
+	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ECONNREFUSED) {
+		return nil
+	}
+	if err != nil {
 		return fmt.Errorf("ending the keeper: %w", err)
+	}
+	if c.cfg.Cgroup != "" {
+		mounts, _ := cgroupMounts()
+		for _, m := range mounts {
+			os.Remove(filepath.Join(m, c.cfg.Cgroup))
+		}
+	}
+	return nil
+}
+
+// end tells the keeper to end and waits for that.
+func (c *Client) end(ctx context.Context) error {
+	running, err := c.hello(ctx)
+	if err != nil {
+		return err
+	}
+	process, err := unix.PidfdOpen(running.PID, 0)
+	if err != nil {
+		process = -1 // it ends already, or its number means nothing here
+	} else {
+		defer unix.Close(process)
+	}
+	if _, err := c.once(ctx, request{Op: opShutdown}); err != nil {
+		return err
 	}
 	for {
 		// The lock is free once everything is closed.
@@ -207,19 +232,35 @@ func (c *Client) Shutdown(ctx context.Context) error {
 			break
 		}
 		if !errors.Is(err, errRuns) {
-			return fmt.Errorf("ending the keeper: %w", err)
+			return err
 		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(10 * time.Millisecond):
+		if err := pause(ctx); err != nil {
+			return err
 		}
 	}
-	if c.cfg.Cgroup != "" {
-		mounts, _ := cgroupMounts()
-		for _, m := range mounts {
-			os.Remove(filepath.Join(m, c.cfg.Cgroup)) // stays while the process ends
+	if process < 0 {
+		return nil
+	}
+	return awaitEnd(ctx, process)
+}
+
+// awaitEnd waits until a process has ended. Its parent, the system's first process, may not have taken note of that.
+func awaitEnd(ctx context.Context, pidfd int) error {
+	for {
+		if n, err := unix.Poll([]unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}, 0); n > 0 || err != nil && err != unix.EINTR {
+			return nil
+		}
+		if err := pause(ctx); err != nil {
+			return err
 		}
 	}
-	return nil
+}
+
+func pause(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(10 * time.Millisecond):
+		return nil
+	}
 }

@@ -320,6 +320,53 @@ func TestCgroup(t *testing.T) {
 	}
 }
 
+// When Shutdown returns there is no process any more that could hold anything.
+func TestShutdownWaitsForTheProcess(t *testing.T) {
+	c, ctx := newClient(t, "", "1"), context.Background()
+	for range 5 {
+		if err := c.Ensure(ctx); err != nil {
+			t.Fatal(err)
+		}
+		fd, err := unix.PidfdOpen(pid(t, c), 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := c.Shutdown(ctx); err != nil {
+			t.Fatal(err)
+		}
+		if n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0); n != 1 {
+			t.Errorf("the keeper's process lives on: %v", err)
+		}
+		unix.Close(fd)
+	}
+}
+
+func TestAwaitEnd(t *testing.T) {
+	cmd := exec.Command("sleep", "1000")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	fd, err := unix.PidfdOpen(cmd.Process.Pid, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	short, cancel := context.WithTimeout(context.Background(), 30*time.Millisecond)
+	defer cancel()
+	if err := awaitEnd(short, fd); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("while it runs: %v", err)
+	}
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	for _, when := range []string{"as a zombie", "when it is gone"} {
+		if err := awaitEnd(context.Background(), fd); err != nil {
+			t.Errorf("%s: %v", when, err)
+		}
+		_ = cmd.Wait()
+	}
+}
+
 func TestLongSocketPath(t *testing.T) {
 	c := newClient(t, filepath.Join(t.TempDir(), strings.Repeat("long/", 40), "keeper"), "1")
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
