@@ -1,7 +1,7 @@
 package cli
 
 import (
-	"encoding/json"
+	"cmp"
 	"fmt"
 	"runtime"
 
@@ -12,10 +12,10 @@ import (
 )
 
 func (c *cli) version() *cobra.Command {
-	var asJSON bool
+	var l listing
 	cmd := &cobra.Command{
 		Use: "version", Short: "Print the versions of client and daemon", Args: args(cobra.NoArgs),
-		Example: "  skep version",
+		Example: "  skep version\n  skep version --format '{{.Client.Version}}'",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			out := map[string]any{"Client": map[string]string{
 				"Version": c.Version.Version, "GitCommit": c.Version.Commit, "GoVersion": runtime.Version(), "Os": runtime.GOOS, "Arch": runtime.GOARCH,
@@ -29,8 +29,8 @@ func (c *cli) version() *cobra.Command {
 				out["Server"] = server
 			}
 			w := cmd.OutOrStdout()
-			if asJSON {
-				return json.NewEncoder(w).Encode(out)
+			if l.forScripts() {
+				return cmp.Or(l.printValues(w, out), c.explain(serverErr))
 			}
 			fmt.Fprintf(w, "Client:  skep %s (%s), %s, %s/%s\n", c.Version.Version, c.Version.Commit, runtime.Version(), runtime.GOOS, runtime.GOARCH)
 			if serverErr != nil {
@@ -40,15 +40,15 @@ func (c *cli) version() *cobra.Command {
 			return nil
 		},
 	}
-	cmd.Flags().BoolVar(&asJSON, "json", false, "as JSON")
+	l.objectFlags(cmd)
 	return cmd
 }
 
 func (c *cli) info() *cobra.Command {
-	var asJSON bool
+	var l listing
 	cmd := &cobra.Command{
 		Use: "info", Short: "Show this node and its swarm", Args: args(cobra.NoArgs),
-		Example: "  skep info",
+		Example: "  skep info\n  skep info --format '{{.Swarm.NodeID}} {{.Swarm.LocalNodeState}}'",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cl, err := c.connect()
 			if err != nil {
@@ -59,8 +59,8 @@ func (c *cli) info() *cobra.Command {
 				return c.explain(err)
 			}
 			i, w := res.Info, cmd.OutOrStdout()
-			if asJSON {
-				return json.NewEncoder(w).Encode(i)
+			if l.forScripts() {
+				return l.printValues(w, i)
 			}
 			fmt.Fprintf(w, "Node:        %s (%s)\n", i.Name, i.Swarm.NodeAddr)
 			fmt.Fprintf(w, "Host:        %s, kernel %s, %d CPUs, %s memory\n", i.OperatingSystem, i.KernelVersion, i.NCPU, units.BytesSize(float64(i.MemTotal)))
@@ -76,7 +76,7 @@ func (c *cli) info() *cobra.Command {
 			return nil
 		},
 	}
-	cmd.Flags().BoolVar(&asJSON, "json", false, "as JSON")
+	l.objectFlags(cmd)
 	return cmd
 }
 

@@ -27,6 +27,16 @@ func (l *listing) flags(cmd *cobra.Command) {
 	cmd.MarkFlagsMutuallyExclusive("format", "json", "quiet")
 }
 
+// objectFlags are those of a command that shows one thing.
+func (l *listing) objectFlags(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&l.format, "format", "", "Go `template`, or 'json'")
+	cmd.Flags().BoolVar(&l.json, "json", false, "as JSON")
+	cmd.MarkFlagsMutuallyExclusive("format", "json")
+}
+
+// forScripts is true when the values are asked for, and not what people read.
+func (l *listing) forScripts() bool { return l.json || l.format != "" }
+
 // row is one line: the values of the columns for people, and the whole for scripts.
 type row struct {
 	id    string
@@ -41,16 +51,12 @@ func (l *listing) print(w io.Writer, columns []string, rows []row) error {
 			fmt.Fprintln(w, r.id)
 		}
 		return nil
-	case l.json || l.format == "json":
-		enc := json.NewEncoder(w)
-		for _, r := range rows {
-			if err := enc.Encode(r.value); err != nil {
-				return fmt.Errorf("print: %w", err)
-			}
+	case l.forScripts():
+		values := make([]any, len(rows))
+		for i, r := range rows {
+			values[i] = r.value
 		}
-		return nil
-	case l.format != "":
-		return l.template(w, rows)
+		return l.printValues(w, values...)
 	}
 	tw := tabwriter.NewWriter(w, 0, 8, 3, ' ', 0)
 	fmt.Fprintln(tw, strings.Join(columns, "\t"))
@@ -60,7 +66,17 @@ func (l *listing) print(w io.Writer, columns []string, rows []row) error {
 	return tw.Flush()
 }
 
-func (l *listing) template(w io.Writer, rows []row) error {
+// printValues prints each value as JSON or by the template.
+func (l *listing) printValues(w io.Writer, values ...any) error {
+	if l.json || l.format == "json" {
+		enc := json.NewEncoder(w)
+		for _, v := range values {
+			if err := enc.Encode(v); err != nil {
+				return fmt.Errorf("print: %w", err)
+			}
+		}
+		return nil
+	}
 	t, err := template.New("format").Funcs(template.FuncMap{
 		"json": func(v any) (string, error) {
 			b, err := json.Marshal(v)
@@ -71,8 +87,8 @@ func (l *listing) template(w io.Writer, rows []row) error {
 	if err != nil {
 		return usageError{fmt.Errorf("--format: %w", err)}
 	}
-	for _, r := range rows {
-		if err := t.Execute(w, r.value); err != nil {
+	for _, v := range values {
+		if err := t.Execute(w, v); err != nil {
 			return usageError{fmt.Errorf("--format: %w", err)}
 		}
 		fmt.Fprintln(w)

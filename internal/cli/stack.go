@@ -2,7 +2,6 @@ package cli
 
 import (
 	"cmp"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -234,21 +233,12 @@ func printFindings(w io.Writer, l *listing, found []finding, stack *compose.Stac
 	if l.quiet {
 		return nil
 	}
-	if l.json || l.format == "json" {
-		enc := json.NewEncoder(w)
-		for _, f := range found {
-			if err := enc.Encode(f); err != nil {
-				return fmt.Errorf("print: %w", err)
-			}
+	if l.forScripts() {
+		values := make([]any, len(found))
+		for i, f := range found {
+			values[i] = f
 		}
-		return nil
-	}
-	if l.format != "" {
-		var rows []row
-		for _, f := range found {
-			rows = append(rows, row{value: f})
-		}
-		return l.template(w, rows)
+		return l.printValues(w, values...)
 	}
 	for _, f := range found {
 		fmt.Fprintln(w, f)
