@@ -5,6 +5,7 @@ import (
 	"context"
 	"os"
 	"os/signal"
+	"runtime"
 
 	"github.com/skep-swarm/skep/internal/cli"
 	"github.com/skep-swarm/skep/internal/daemon"
@@ -16,7 +17,12 @@ var (
 	commit  = "unknown"
 )
 
-func main() { os.Exit(run()) }
+func main() {
+	// The first thread cannot be ended, and what it sees is what /proc says of this process. The daemon has goroutines that give their
+	// thread mounts of its own and throw it away: they must get another one.
+	runtime.LockOSThread()
+	os.Exit(run())
+}
 
 func run() int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)

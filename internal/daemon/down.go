@@ -10,6 +10,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 )
 
@@ -30,9 +31,28 @@ func (b *backend) Down(ctx context.Context, step func(string)) error {
 func (h *host) shutdown(ctx context.Context) error {
 	err := errors.Join(h.keeper.Shutdown(ctx), h.network.Close(), h.vault.Clear(), removeCgroups("/skep/"+h.cfg.Instance()))
 	for _, dir := range []string{"keeper", "containerd", "netns"} {
-		err = errors.Join(err, os.RemoveAll(h.cfg.exec(dir)))
+		err = errors.Join(err, removeUnmounted(h.cfg.exec(dir)))
 	}
 	return err
+}
+
+// removeUnmounted removes a directory in which nothing is mounted: removing what is would delete files of containers, volumes or the host.
+func removeUnmounted(dir string) error {
+	real, err := filepath.EvalSymlinks(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	mounted, err := mountinfo.GetMounts(mountinfo.PrefixFilter(real))
+	if err != nil {
+		return fmt.Errorf("read the mounts: %w", err)
+	}
+	if len(mounted) > 0 {
+		return fmt.Errorf("%s is left, for something is mounted at %s: unmount that first", dir, mounted[0].Mountpoint)
+	}
+	return os.RemoveAll(dir)
 }
 
 // removeCgroups removes a group and all below it from every hierarchy, and its parent if it was

@@ -148,7 +148,7 @@ type Controller interface {
 	Prepare(ctx context.Context) error
 	// Start starts a prepared container and returns the process ID of its first process. A container that runs or
 	// has ended is left alone (the process ID is then 0 if it has ended). Errors: KindCommand with the exit code a
-	// shell would give, KindRuncMissing, or plain.
+	// shell would give, KindMount for a part of a volume that is not there any more, KindRuncMissing, or plain.
 	Start(ctx context.Context) (pid int, err error)
 	// Wait returns when a started container has ended. A container that was never started blocks until it is
 	// started and ends, or ctx is cancelled; one that is removed meanwhile gives ErrNotFound.

@@ -83,8 +83,8 @@ func (s *Store) Unmount(_ context.Context, container, name string) error {
 	return s.release(name)
 }
 
-// Sweep unmounts what nobody uses and finds what is left of removed volumes. It comes once, after all containers that live have
-// been noted and before the first Remove.
+// Sweep unmounts what nobody uses, removes what is left of fills that were cut short and finds what is left of removed volumes. It
+// comes once, after all containers that live have been noted and before the first Fill and Remove.
 func (s *Store) Sweep(ctx context.Context) error {
 	list, err := s.List(ctx)
 	if err != nil {
@@ -92,13 +92,22 @@ func (s *Store) Sweep(ctx context.Context) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	var errs []error
+	// Earlier versions let others pass to what containers wrote.
+	errs := []error{ignoreMissing(os.Chmod(s.root, rootMode))}
 	for _, v := range list {
 		if len(s.users(v.Name)) == 0 {
 			errs = append(errs, s.release(v.Name))
 		}
+		errs = append(errs, s.removeFilling(v.Name))
 	}
 	return errors.Join(append(errs, s.findRemoved())...)
+}
+
+func ignoreMissing(err error) error {
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
 }
 
 // release unmounts a volume that nobody uses; under mu. It does not wait for a server: what cannot be unmounted at once is taken

@@ -32,6 +32,9 @@ const (
 	meta    = "volume.json"
 	data    = "_data"
 	removed = ".removed-" // a dot keeps what is being deleted out of List
+	// rootMode is that of the root and of each volume's place in it. A container may give a file to root with the right to run as
+	// root: users of the host must not come to it.
+	rootMode = 0o700
 )
 
 // Volume is one named directory.
@@ -88,7 +91,7 @@ func (s *Store) write(v Volume) error {
 		return fmt.Errorf("volume %s: labels and options of %d bytes are too large: %w", v.Name, len(body), errdefs.ErrInvalidArgument)
 	}
 	dir := filepath.Join(s.root, v.Name)
-	if err := os.MkdirAll(dir, 0o701); err != nil {
+	if err := os.MkdirAll(dir, rootMode); err != nil {
 		return fmt.Errorf("make volume %s: %w", v.Name, err)
 	}
 	if err := writeFile(filepath.Join(dir, meta), body); err != nil {

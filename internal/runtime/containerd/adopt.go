@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/containerd/containerd/api/services/tasks/v1"
@@ -40,7 +41,7 @@ func (r *Runtime) open(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	r.images = &imageCache{client: r.client, byRoot: make(map[digest.Digest]*image)}
+	r.images = &imageCache{client: r.client, place: filepath.Join(r.cfg.State, "view"), byRoot: make(map[digest.Digest]*image)}
 	known, err := r.client.ContainerService().List(ctx)
 	if err != nil {
 		return fmt.Errorf("list containers: %w", err)
@@ -68,6 +69,12 @@ func (r *Runtime) open(ctx context.Context) error {
 	}
 	if r.cfg.Address == "" {
 		r.endStrayShims(ctx)
+	}
+	if err := r.sweepParts(); err != nil { // who was making a container with them has been ended
+		r.cfg.Log.Warn("unmount the parts of volumes that containers were made with", "error", err)
+	}
+	if err := r.images.unmount(); err != nil { // left by a daemon that was killed in a look
+		return err
 	}
 	return r.sweepSnapshots(ctx)
 }
@@ -203,12 +210,13 @@ func (r *Runtime) adopt(ctx context.Context, rec *record) error {
 	return nil
 }
 
-// sweepSnapshots removes file systems whose container was never recorded.
+// sweepSnapshots removes file systems whose container was never recorded, and those of looks at an image that were cut short.
 func (r *Runtime) sweepSnapshots(ctx context.Context) error {
 	sn := r.client.SnapshotService(snapshotter)
 	var stale []string
 	err := sn.Walk(ctx, func(_ context.Context, info snapshots.Info) error {
-		if id := info.Labels[snapshotLabel]; id != "" && r.unit(id, false) == nil {
+		id := info.Labels[snapshotLabel]
+		if id != "" && r.unit(id, false) == nil || strings.HasPrefix(info.Name, viewPrefix) {
 			stale = append(stale, info.Name)
 		}
 		return nil

@@ -33,6 +33,8 @@ type Volumes interface {
 	// Mount returns the directory of a volume for a container, ready for use. The volume is made if it does not exist. It may
 	// be repeated.
 	Mount(ctx context.Context, container, name string, labels, options map[string]string) (path string, err error)
+	// Fill copies what is in a directory to a volume if that one is empty, after a Mount.
+	Fill(ctx context.Context, name, source string) error
 	// Unmount says that the container does not use the volume any more. It may be repeated.
 	Unmount(ctx context.Context, container, name string) error
 	// Sweep comes once, after a Mount for each container that lives: what others used is not in use any more.

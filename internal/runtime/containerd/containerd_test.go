@@ -13,6 +13,7 @@ import (
 
 	"github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/continuity/fs"
 	"github.com/moby/sys/mountinfo"
 
 	"github.com/skep-swarm/skep/internal/runtime"
@@ -200,6 +201,10 @@ func (d dirVolumes) Sweep(context.Context) error { return nil }
 func (d dirVolumes) Mount(_ context.Context, _, name string, _, _ map[string]string) (string, error) {
 	path := filepath.Join(string(d), name)
 	return path, os.MkdirAll(path, 0o755)
+}
+
+func (d dirVolumes) Fill(_ context.Context, name, source string) error {
+	return fs.CopyDir(filepath.Join(string(d), name), source)
 }
 
 func (d dirVolumes) Remove(_ context.Context, name string) error {

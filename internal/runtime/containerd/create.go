@@ -40,9 +40,10 @@ func (c *controller) create(ctx context.Context, u *unit) (err error) {
 	if err != nil {
 		return err
 	}
-	mounts, made, err := c.r.mounts(ctx, s, img)
-	rec.Mounts = made
-	for _, m := range made {
+	set := &mountSet{r: c.r, s: s, img: img}
+	mounts, err := set.make(ctx)
+	rec.Mounts, rec.Parts = set.points, set.parts
+	for _, m := range rec.Mounts {
 		if m.Name != "" {
 			rec.Mounted = append(rec.Mounted, m.Name)
 		}
@@ -166,6 +167,11 @@ func (c *controller) launch(ctx context.Context, rec *record) (pid int, shim *sh
 	if err != nil {
 		return 0, nil, fmt.Errorf("find the container's file system: %w", err)
 	}
+	release, err := c.r.mountParts(ctx, rec)
+	if err != nil {
+		return 0, nil, err
+	}
+	defer release()
 	request := &tasks.CreateTaskRequest{ContainerID: c.id, Stdout: rec.Stdout, Stderr: rec.Stderr, Terminal: rec.TTY}
 	for _, m := range mounts {
 		request.Rootfs = append(request.Rootfs, &types.Mount{Type: m.Type, Source: m.Source, Target: m.Target, Options: m.Options})

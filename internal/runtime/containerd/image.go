@@ -23,6 +23,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/identity"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
 
 	"github.com/skep-swarm/skep/internal/runtime"
 )
@@ -48,12 +49,16 @@ type image struct {
 // imageCache remembers images by the digest their name stood for. An image never changes under its digest.
 type imageCache struct {
 	client *client.Client
+	place  string // where an image is mounted that is looked at
 
 	mu     sync.Mutex
 	byRoot map[digest.Digest]*image
 	unpack sync.Mutex // one image is unpacked at a time: it is bound by the disk
 	views  sync.Mutex // one view at a time, for keys are not unique and views are short
 }
+
+// viewPrefix begins the keys of snapshots by which images are looked at.
+const viewPrefix = "skep-view-"
 
 // find returns the unpacked image for a task's image name, pinned to a digest if one is given.
 func (c *imageCache) find(ctx context.Context, name, pinned string) (*image, error) {
@@ -176,16 +181,16 @@ func (c *imageCache) ensureUnpacked(ctx context.Context, record images.Image, im
 	return nil
 }
 
-// view calls f with the image's root file system mounted read-only at a temporary place.
-func (c *imageCache) view(ctx context.Context, img *image, key string, f func(root string) error) error {
+// view calls f with the image's root file system mounted read-only for as long.
+func (c *imageCache) view(ctx context.Context, img *image, key string, f func(root string) error) (err error) {
 	c.views.Lock()
 	defer c.views.Unlock()
 	sn := c.client.SnapshotService(snapshotter)
-	key = "skep-view-" + key
-	opt := snapshots.WithLabels(map[string]string{"containerd.io/gc.root": "skep"})
+	key = viewPrefix + key
+	opt := snapshots.WithLabels(map[string]string{gcRootLabel: "skep"})
 	mounts, err := sn.View(ctx, key, img.chain, opt)
 	if errdefs.IsAlreadyExists(err) {
-		// Left by a crash: views of one key are not used twice at a time.
+		// It could not be removed: views of one key are not used twice at a time.
 		if err := sn.Remove(ctx, key); err != nil {
 			return fmt.Errorf("remove a stale view: %w", err)
 		}
@@ -194,8 +199,23 @@ func (c *imageCache) view(ctx context.Context, img *image, key string, f func(ro
 	if err != nil {
 		return fmt.Errorf("view the image's files: %w", err)
 	}
-	err = mount.WithReadonlyTempMount(ctx, mounts, f)
-	return errors.Join(err, sn.Remove(context.WithoutCancel(ctx), key))
+	defer func() { err = errors.Join(err, sn.Remove(context.WithoutCancel(ctx), key)) }()
+	if err := os.MkdirAll(c.place, 0o700); err != nil {
+		return fmt.Errorf("make a mount point: %w", err)
+	}
+	defer func() { err = errors.Join(err, c.unmount()) }()
+	if err := mount.All(mounts, c.place); err != nil {
+		return fmt.Errorf("mount the image's files: %w", err)
+	}
+	return f(c.place)
+}
+
+// unmount takes away the mount by which an image was looked at.
+func (c *imageCache) unmount() error {
+	if err := mount.UnmountAll(c.place, unix.MNT_DETACH); err != nil {
+		return fmt.Errorf("unmount the image's files: %w", err)
+	}
+	return nil
 }
 
 // userFiles returns the image's /etc/passwd and /etc/group; empty when there is none.

@@ -2,12 +2,9 @@ package containerd
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	iofs "io/fs"
-	"maps"
 	"os"
 	"path"
 	"path/filepath"
@@ -15,11 +12,8 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/containerd/continuity/fs"
 	"github.com/moby/moby/api/types/mount"
-	"github.com/moby/sys/mountinfo"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
-	"golang.org/x/sys/unix"
 
 	"github.com/skep-swarm/skep/internal/runtime"
 )
@@ -41,56 +35,58 @@ func systemMounts() []specs.Mount {
 	}
 }
 
-// mounts makes the volumes and checks the binds of a task, and returns all mounts of its container, parents first, with
-// those that people asked for: the task's in their order, then the image's volumes. With an error it returns those
-// made so far.
-func (r *Runtime) mounts(ctx context.Context, s *runtime.Spec, img *image) ([]specs.Mount, []runtime.MountPoint, error) {
+// mountSet is what is mounted in a container.
+type mountSet struct {
+	r   *Runtime
+	s   *runtime.Spec
+	img *image
+	// points are those that people asked for, parts what they mount of volumes.
+	points []runtime.MountPoint
+	parts  []part
+}
+
+// make makes the volumes and checks the binds of a task, and returns all mounts of its container, parents first. The points are the
+// task's in their order, then the image's volumes; after an error, those made so far.
+func (set *mountSet) make(ctx context.Context) ([]specs.Mount, error) {
+	s, r := set.s, set.r
 	var user []specs.Mount
-	var made []runtime.MountPoint
 	taken := make(map[string]bool)
 	for _, m := range s.Task.ContainerSpec.Mounts {
 		if !path.IsAbs(m.Target) || path.Clean(m.Target) == "/" {
-			return nil, made, runtime.Invalid("invalid mount config for type %q: invalid mount path: '%s' mount path must be absolute", m.Type, m.Target)
+			return nil, runtime.Invalid("invalid mount config for type %q: invalid mount path: '%s' mount path must be absolute", m.Type, m.Target)
 		}
 		target := path.Clean(m.Target)
 		if taken[target] {
-			return nil, made, runtime.Invalid("Duplicate mount point: %s", m.Target)
+			return nil, runtime.Invalid("Duplicate mount point: %s", m.Target)
 		}
 		taken[target] = true
-		mounted, point, err := r.userMount(ctx, s, img, m)
-		if err == nil || point.Name != "" {
-			made = append(made, point)
-		}
+		mounted, err := set.add(ctx, m)
 		if err != nil {
-			return nil, made, err
+			return nil, err
 		}
 		user = append(user, mounted)
 	}
-	for _, target := range declaredVolumes(img) {
+	for _, target := range declaredVolumes(set.img) {
 		if taken[target] {
 			continue
 		}
-		m := mount.Mount{Type: mount.TypeVolume, Target: target}
-		mounted, point, err := r.userMount(ctx, s, img, m)
-		if err == nil || point.Name != "" {
-			made = append(made, point)
-		}
+		mounted, err := set.add(ctx, mount.Mount{Type: mount.TypeVolume, Target: target})
 		if err != nil {
-			return nil, made, err
+			return nil, err
 		}
 		user = append(user, mounted)
 		taken[target] = true
 	}
 	for _, m := range s.Mounts {
 		if taken[path.Clean(m.Target)] {
-			return nil, made, runtime.Invalid("Duplicate mount point: %s", m.Target)
+			return nil, runtime.Invalid("Duplicate mount point: %s", m.Target)
 		}
 	}
 	user = append(user, fileMounts(s, taken)...)
 	if wantsInit(s.Task.ContainerSpec) {
 		program, err := filepath.EvalSymlinks(r.cfg.Shim)
 		if err != nil {
-			return nil, made, runtime.Invalid("this node has no init program for containers: %v", err)
+			return nil, runtime.Invalid("this node has no init program for containers: %v", err)
 		}
 		user = append(user, specs.Mount{Destination: initPath, Type: "bind", Source: program, Options: []string{"bind", "ro", "rprivate"}})
 	}
@@ -98,7 +94,7 @@ func (r *Runtime) mounts(ctx context.Context, s *runtime.Spec, img *image) ([]sp
 		return strings.Count(a.Destination, "/") - strings.Count(b.Destination, "/")
 	})
 	system := slices.DeleteFunc(systemMounts(), func(m specs.Mount) bool { return taken[m.Destination] })
-	return append(system, user...), made, nil
+	return append(system, user...), nil
 }
 
 // declaredVolumes are the paths for which an image asks for a volume, in order.
@@ -134,8 +130,8 @@ func fileMounts(s *runtime.Spec, taken map[string]bool) []specs.Mount {
 	return out
 }
 
-// userMount translates one mount of a task. It returns the volume also with an error that came after its making.
-func (r *Runtime) userMount(ctx context.Context, s *runtime.Spec, img *image, m mount.Mount) (specs.Mount, runtime.MountPoint, error) {
+// add translates one mount of a task. The volume is among the points also after an error that came after its making.
+func (set *mountSet) add(ctx context.Context, m mount.Mount) (specs.Mount, error) {
 	point := runtime.MountPoint{Type: m.Type, Source: m.Source, Target: path.Clean(m.Target), ReadOnly: m.ReadOnly}
 	var mounted specs.Mount
 	var err error
@@ -148,11 +144,14 @@ func (r *Runtime) userMount(ctx context.Context, s *runtime.Spec, img *image, m 
 	case mount.TypeTmpfs:
 		mounted, point.Source = tmpfsMount(m), ""
 	case mount.TypeVolume:
-		mounted, err = r.volumeMount(ctx, s, img, m, &point)
+		mounted, err = set.volume(ctx, m, &point)
 	default:
 		err = runtime.Invalid("mount type %q is not supported on this node", m.Type)
 	}
-	return mounted, point, err
+	if err == nil || point.Name != "" {
+		set.points = append(set.points, point)
+	}
+	return mounted, err
 }
 
 func bindMount(m mount.Mount) (specs.Mount, error) {
@@ -215,131 +214,4 @@ func tmpfsMount(m mount.Mount) specs.Mount {
 		}
 	}
 	return specs.Mount{Destination: path.Clean(m.Target), Type: "tmpfs", Source: "tmpfs", Options: options}
-}
-
-// anonymousLabel marks volumes without a name of the user's, as Docker does.
-const anonymousLabel = "com.docker.volume.anonymous"
-
-// volumeMount makes the volume, fills a new one with what the image has at its place, and mounts it. It notes the volume's name
-// in point as soon as there is a volume.
-func (r *Runtime) volumeMount(ctx context.Context, s *runtime.Spec, img *image, m mount.Mount, point *runtime.MountPoint) (specs.Mount, error) {
-	var none specs.Mount
-	if r.cfg.Volumes == nil {
-		return none, runtime.Invalid("this node has no volumes")
-	}
-	options := mount.VolumeOptions{}
-	if m.VolumeOptions != nil {
-		options = *m.VolumeOptions
-	}
-	var driver map[string]string
-	if d := options.DriverConfig; d != nil {
-		if d.Name != "" && d.Name != "local" {
-			return none, &runtime.Error{Kind: runtime.KindMount, Text: fmt.Sprintf("error looking up volume plugin %s: plugin %q not found", d.Name, d.Name)}
-		}
-		driver = d.Options
-	}
-	if options.Subpath != "" && !filepath.IsLocal(options.Subpath) {
-		return none, runtime.Invalid("invalid mount config for type \"volume\": subpath must be a relative path within the volume")
-	}
-	name, labels := m.Source, options.Labels
-	if name == "" {
-		// Derived, so that preparing the same container again finds the same volume.
-		sum := sha256.Sum256([]byte(s.ID + ":" + m.Target))
-		name, point.Anonymous = hex.EncodeToString(sum[:]), true
-		labels = map[string]string{anonymousLabel: ""}
-		maps.Copy(labels, options.Labels)
-	}
-	dir, err := r.cfg.Volumes.Mount(ctx, s.ID, name, labels, driver)
-	if err != nil {
-		return none, &runtime.Error{Kind: runtime.KindMount, Text: fmt.Sprintf("create volume %s: %v", name, err), Err: err}
-	}
-	point.Name, point.Source = name, dir
-	if !options.NoCopy {
-		if err := r.fillVolume(ctx, s, img, path.Clean(m.Target), dir); err != nil {
-			return none, fmt.Errorf("copy the image's files to volume %s: %w", name, err)
-		}
-	}
-	if options.Subpath != "" {
-		if dir, err = subpath(dir, name, options.Subpath); err != nil {
-			return none, err
-		}
-	}
-	flags := []string{"rbind", "rprivate"}
-	if m.ReadOnly {
-		flags = append(flags, "ro")
-	}
-	return specs.Mount{Destination: path.Clean(m.Target), Type: "bind", Source: dir, Options: flags}, nil
-}
-
-// subpath is a place in a volume, which no symbolic link in it leads out of.
-func subpath(dir, volume, rel string) (string, error) {
-	at, err := fs.RootPath(dir, rel)
-	if err == nil {
-		_, err = os.Lstat(at)
-	}
-	if errors.Is(err, iofs.ErrNotExist) {
-		return "", &runtime.Error{Kind: runtime.KindMount, Text: fmt.Sprintf("cannot access path %s: there is nothing of that name in volume %s", rel, volume), Err: err}
-	}
-	if err != nil {
-		return "", fmt.Errorf("find %s in volume %s: %w", rel, volume, err)
-	}
-	return at, nil
-}
-
-// fillVolume copies what the image has at target into an empty volume, owner and mode of the directory included, so
-// that a program that expects its data directory finds it as its image made it.
-func (r *Runtime) fillVolume(ctx context.Context, s *runtime.Spec, img *image, target, dir string) error {
-	entries, err := os.ReadDir(dir)
-	if err != nil || len(entries) > 0 || img.chain == "" {
-		return err
-	}
-	return r.images.view(ctx, img, "fill-"+s.ID[:16], func(root string) error {
-		source, err := fs.RootPath(root, target)
-		if err != nil {
-			return nil //nolint:nilerr // the image has nothing there
-		}
-		info, err := os.Stat(source)
-		if err != nil || !info.IsDir() {
-			return nil //nolint:nilerr // the same
-		}
-		return copyWhole(dir, source)
-	})
-}
-
-// copyWhole fills an empty directory: whoever is interrupted while copying leaves it empty, to be filled by the next. The directory
-// stays the same one, for other containers may have it mounted already: in one that is replaced they could make no file any more.
-// Only what is mounted at the directory has to be filled piece by piece.
-func copyWhole(dir, source string) error {
-	if mounted, err := mountinfo.Mounted(dir); err != nil || mounted {
-		if err == nil {
-			err = fs.CopyDir(dir, source)
-		}
-		return err
-	}
-	part, err := os.MkdirTemp(filepath.Dir(dir), ".fill-")
-	if err != nil {
-		return err
-	}
-	defer os.RemoveAll(part)
-	if err := fs.CopyDir(part, source); err != nil {
-		return err
-	}
-	entries, err := os.ReadDir(part)
-	if err != nil {
-		return err
-	}
-	if now, err := os.ReadDir(dir); err != nil || len(now) > 0 {
-		return err // somebody wrote to it meanwhile: it is not new any more
-	}
-	for _, e := range entries {
-		from, to := filepath.Join(part, e.Name()), filepath.Join(dir, e.Name())
-		if err := unix.Renameat2(unix.AT_FDCWD, from, unix.AT_FDCWD, to, unix.RENAME_NOREPLACE); err != nil && !errors.Is(err, unix.EEXIST) {
-			return &os.LinkError{Op: "rename", Old: from, New: to, Err: err}
-		}
-	}
-	var like unix.Stat_t
-	if err := unix.Stat(part, &like); err != nil {
-		return &os.PathError{Op: "stat", Path: part, Err: err}
-	}
-	return errors.Join(os.Chown(dir, int(like.Uid), int(like.Gid)), unix.Chmod(dir, like.Mode&0o7777))
 }

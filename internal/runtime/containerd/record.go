@@ -32,6 +32,7 @@ type record struct {
 	Volumes     []string                      `json:"anonymousVolumes,omitempty"`
 	Mounted     []string                      `json:"volumes,omitempty"` // all volumes, the anonymous ones too
 	Mounts      []runtime.MountPoint          `json:"mounts,omitempty"`
+	Parts       []part                        `json:"parts,omitempty"`
 	Health      *dockerspec.HealthcheckConfig `json:"health,omitempty"`
 	CreatedAt   time.Time                     `json:"created"`
 	StartedAt   time.Time                     `json:"started,omitzero"`
