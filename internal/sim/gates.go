@@ -86,6 +86,8 @@ func (j *judge) gates(s *step) {
 		g := j.waiting[svc.ID]
 		if g == nil || g.depends != text || g.template != svc.Template {
 			g = &gate{depends: text, template: svc.Template, came: underway(s.after, svc)}
+			// A rollback that opens the gate of the template which it puts in force goes by what it was computed from.
+			g.came = g.came || s.base != nil && came(s.base, svc)
 			j.waiting[svc.ID] = g
 		}
 		g.came = g.came || came(s.after, svc)

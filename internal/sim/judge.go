@@ -38,6 +38,7 @@ func newJudge(w *world) *judge {
 // step is one agreed entry.
 type step struct {
 	before, after *state.Snapshot
+	base          *state.Snapshot // what a plan was computed from, nil for what is no plan
 	batch         *model.Batch
 	now           model.Time // of whoever made the batch
 	put           []*model.Task
@@ -48,7 +49,8 @@ func (j *judge) committed(before, after *state.Snapshot, b *model.Batch, out *mo
 	if out.Repeated {
 		return
 	}
-	s := &step{before: before, after: after, batch: b, now: max(b.Time, before.Time())}
+	s := &step{before: before, after: after, base: j.bases[b.ID], batch: b, now: max(b.Time, before.Time())}
+	delete(j.bases, b.ID)
 	if after.Time() < before.Time() {
 		j.w.fail("law: cluster time never goes back: %d after %d", after.Time(), before.Time())
 	}
@@ -122,11 +124,9 @@ func (j *judge) task(s *step, id model.TaskID) {
 // basis judges that a plan is carried out only on what it was computed from, whatever its guards say:
 // nothing that it writes, and no spec of a service that it plans, has changed since.
 func (j *judge) basis(s *step, out *model.Outcome) {
-	base := j.bases[s.batch.ID]
-	if base == nil {
+	if s.base == nil {
 		return
 	}
-	delete(j.bases, s.batch.ID)
 	for i := range s.batch.Txns {
 		for c := range s.batch.Txns[i].Changes {
 			change := &s.batch.Txns[i].Changes[c]
@@ -134,11 +134,11 @@ func (j *judge) basis(s *step, out *model.Outcome) {
 			if !ok || out.Results[i] != nil || change.SetNodeBlocks != nil {
 				continue
 			}
-			was, _ := base.Version(k, g)
+			was, _ := s.base.Version(k, g)
 			is, _ := s.before.Version(k, g)
 			if k.Kind == model.KindTask && was == is {
 				spec := model.ServiceKey(model.ServiceID(k.A))
-				was, _ = base.Version(spec, model.GroupSpec)
+				was, _ = s.base.Version(spec, model.GroupSpec)
 				is, _ = s.before.Version(spec, model.GroupSpec)
 			}
 			if was != is {
