@@ -47,10 +47,13 @@ type fakeNet struct {
 	nets  map[uint64]map[netip.Addr][]netip.Addr // virtual addresses and their backends
 	onSet func()                                 // told before ports change
 	fail  error
+	// refused are networks that the kernel refuses, locked those with a task that keeps its old virtual addresses.
+	refused, locked map[uint64]bool
 }
 
 func newFakeNet() *fakeNet {
-	return &fakeNet{tasks: map[string]netplan.Task{}, ports: map[netplan.PortKey]netplan.Port{}, nets: map[uint64]map[netip.Addr][]netip.Addr{}}
+	return &fakeNet{tasks: map[string]netplan.Task{}, ports: map[netplan.PortKey]netplan.Port{}, nets: map[uint64]map[netip.Addr][]netip.Addr{},
+		refused: map[uint64]bool{}, locked: map[uint64]bool{}}
 }
 
 func (n *fakeNet) Sync(_ context.Context, in netplan.Input) (int, error) {
@@ -63,11 +66,10 @@ func (n *fakeNet) Sync(_ context.Context, in netplan.Input) (int, error) {
 	clear(n.tasks)
 	clear(n.ports)
 	clear(n.nets)
+	var errs []error
 	for _, o := range in.Overlays {
-		n.nets[o.Num] = map[netip.Addr][]netip.Addr{}
-		for _, v := range o.VIPs {
-			n.nets[o.Num][v.Addr] = v.Backends
-		}
+		n.lay(o)
+		errs = append(errs, n.trouble(o.Num))
 	}
 	for _, t := range in.Tasks {
 		n.tasks[t.ID] = t
@@ -75,7 +77,31 @@ func (n *fakeNet) Sync(_ context.Context, in netplan.Input) (int, error) {
 	for _, p := range in.Ports {
 		n.ports[p.PortKey] = p
 	}
-	return 0, n.fail
+	return 0, errors.Join(append(errs, n.fail)...)
+}
+
+func (n *fakeNet) lay(o netplan.Overlay) {
+	n.nets[o.Num] = map[netip.Addr][]netip.Addr{}
+	for _, v := range o.VIPs {
+		n.nets[o.Num][v.Addr] = v.Backends
+	}
+}
+
+// trouble is what a network or a task of it has.
+func (n *fakeNet) trouble(num uint64) error {
+	switch {
+	case n.refused[num]:
+		return &netplan.PartError{Network: num, Err: errors.New("another program of this host uses it")}
+	case n.locked[num]:
+		return &netplan.PartError{Task: "locked", Nets: []uint64{num}, Err: errors.New("not permitted")}
+	}
+	return nil
+}
+
+func (n *fakeNet) set(f func()) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	f()
 }
 
 func (n *fakeNet) AddTask(_ context.Context, t netplan.Task) (string, error) {
@@ -116,11 +142,8 @@ func (n *fakeNet) SetOverlay(_ context.Context, o netplan.Overlay) error {
 	if err := (netplan.Node{}).CheckOverlay(o); err != nil {
 		return err
 	}
-	n.nets[o.Num] = map[netip.Addr][]netip.Addr{}
-	for _, v := range o.VIPs {
-		n.nets[o.Num][v.Addr] = v.Backends
-	}
-	return nil
+	n.lay(o)
+	return n.trouble(o.Num)
 }
 
 func (n *fakeNet) SetVIPs(_ context.Context, num uint64, set []netplan.VIP, del []netip.Addr) error {
@@ -134,6 +157,9 @@ func (n *fakeNet) SetVIPs(_ context.Context, num uint64, set []netplan.VIP, del 
 	}
 	for _, a := range del {
 		delete(n.nets[num], a)
+	}
+	if n.locked[num] {
+		return n.trouble(num)
 	}
 	return nil
 }

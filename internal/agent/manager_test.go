@@ -48,7 +48,7 @@ type scripted struct {
 func newScripted(t testing.TB, h *host) *scripted {
 	m := &scripted{t: t, index: 10, tasks: map[model.TaskID]*pb.Task{}, tpls: map[uint64]*pb.Template{},
 		states: map[model.TaskID]model.TaskReport{}, history: map[model.TaskID][]model.TaskState{},
-		streams: map[string]chan pb.Dispatch_StreamServer{}, askReply: make(chan *pb.AskReply, 1), passed: make(chan uint64, 1)}
+		streams: map[string]chan pb.Dispatch_StreamServer{}, askReply: make(chan *pb.AskReply, 1), passed: make(chan uint64, 16)}
 	m.srv = grpc.NewServer()
 	pb.RegisterDispatchServer(m.srv, m)
 	served := make(chan struct{})

@@ -68,6 +68,9 @@ func (o *overlays) takeTables(m *pb.NetTables) ([]op, error) {
 		have.info, c.whole = info, true
 		ops = append(ops, op{netKey(id, "info"), encode(m.Network)})
 	}
+	if have.takesBack(m) {
+		o.back[id] = at
+	}
 	ops, err := have.rows(ops, m, c)
 	if err != nil {
 		return nil, err
@@ -129,6 +132,9 @@ func (o *overlays) takeWhole(m *pb.NetTables, id model.NetworkID, at place) ([]o
 		}
 	}
 	d.at, d.draftOps = at, nil
+	if o.nets[id] != nil {
+		o.back[id] = at
+	}
 	o.nets[id] = d
 	o.tell(id, &overlayChange{whole: true})
 	return append(ops, op{netKey(id, "at"), encode(at)}), nil
@@ -142,6 +148,7 @@ func (o *overlays) drop(id model.NetworkID) []op {
 		return nil
 	}
 	delete(o.nets, id)
+	delete(o.back, id) // nobody here goes by its tables
 	ops := []op{{Key: netKey(id, "at")}, {Key: netKey(id, "info")}}
 	for svc := range old.endpoints {
 		ops = append(ops, op{Key: endpointKey(id, svc)})
@@ -170,6 +177,13 @@ func (o *overlays) begin() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	clear(o.drafts)
+}
+
+// takesBack reports whether a change takes away something that new connections were led to.
+func (n *overlay) takesBack(m *pb.NetTables) bool {
+	return len(m.EndpointsRemoved) > 0 ||
+		slices.ContainsFunc(m.TasksRemoved, func(r *pb.TaskRef) bool { return n.tasks[wire.TaskID(r)].serving }) ||
+		slices.ContainsFunc(m.Tasks, func(r *pb.NetTaskRow) bool { return !r.Serving && n.tasks[wire.TaskID(r.Task)].serving })
 }
 
 // rows takes in the rows of a message, and notes them in c.

@@ -39,34 +39,31 @@ type network struct {
 	tablesAt place
 	draft    map[netplan.PortKey]netplan.Port // a complete table whose parts are arriving
 	node     netplan.Node
-	known    bool // node has its blocks
-	full     bool // a full pass is due
-	why      error
+	known    bool                             // node has its blocks
+	full     bool                             // a full pass is due
 	rows     map[netplan.PortKey]netplan.Port // of the tables: ingress mode
 	added    map[model.TaskID]netplan.Task
 	claims   map[model.TaskID]*claim
 	owners   map[netplan.PortKey]model.TaskID // the zero TaskID is ingress
 	held     map[netplan.PortKey]bool
 	applied  map[netplan.PortKey]netplan.Port
-	settled  chan struct{} // closed when applied or passed changes
-	passes   uint64        // begun so far
-	passed   uint64        // the last one that succeeded
 	clashes  map[netplan.PortKey]model.PortClash
+	progress progress
 
-	nets  *overlays
-	watch *overlayWatch
-	laid  map[model.NetworkID]laid
-	dying map[model.NetworkID]bool // gone for the managers, and to be taken away here
-	// refused are networks that this node cannot have, and why.
-	refused map[model.NetworkID]error
+	nets   *overlays
+	watch  *overlayWatch
+	layers map[model.NetworkID]*layer
+	dying  map[model.NetworkID]bool // gone for the managers, and to be taken away here
+	lost   bool                     // a task's namespace could not be mended, and no layer says so
+	again  bool                     // what could not be done is to be tried once more
 }
 
 func newNetwork(cfg Config) *network {
 	return &network{cfg: cfg, wake: make(chan struct{}, 1), ready: make(chan struct{}), full: true,
 		rows: map[netplan.PortKey]netplan.Port{}, added: map[model.TaskID]netplan.Task{}, claims: map[model.TaskID]*claim{},
 		owners: map[netplan.PortKey]model.TaskID{}, held: map[netplan.PortKey]bool{},
-		applied: map[netplan.PortKey]netplan.Port{}, settled: make(chan struct{}), clashes: map[netplan.PortKey]model.PortClash{},
-		laid: map[model.NetworkID]laid{}, dying: map[model.NetworkID]bool{}, refused: map[model.NetworkID]error{}}
+		applied: map[netplan.PortKey]netplan.Port{}, clashes: map[netplan.PortKey]model.PortClash{}, progress: newProgress(),
+		layers: map[model.NetworkID]*layer{}, dying: map[model.NetworkID]bool{}}
 }
 
 // change edits under the lock and wakes run.
@@ -123,8 +120,8 @@ func (n *network) wait(ctx context.Context) error {
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if n.why != nil {
-		return fmt.Errorf("the node's gateway network is not up: %w", n.why)
+	if why := n.progress.why; why != nil {
+		return fmt.Errorf("the node's gateway network is not up: %w", why)
 	}
 	return errors.New("the managers have not given this node a part of the gateway network yet")
 }
@@ -234,181 +231,6 @@ func (n *network) adopt(id model.TaskID, t netplan.Task, st status) {
 			n.owners[p.key] = id
 		}
 	})
-}
-
-// run keeps the kernel and the keeper in line until ctx ends.
-func (n *network) run(ctx context.Context, a *Agent) {
-	retry := firstBackoff
-	for {
-		before := n.clashList()
-		err := n.pass(ctx)
-		if ctx.Err() != nil {
-			return
-		}
-		if !slices.Equal(before, n.clashList()) {
-			a.describeAgain()
-		}
-		var timer <-chan time.Time
-		switch {
-		case err != nil:
-			n.mu.Lock()
-			n.why = err
-			n.mu.Unlock()
-			n.cfg.Log.Warn("the node's network is not as it should be, trying again", "err", err, "in", retry)
-			timer = time.After(retry)
-			retry = min(2*retry, maxBackoff)
-		case len(n.clashList()) > 0:
-			timer = time.After(holdAgain)
-			retry = firstBackoff
-		default:
-			retry = firstBackoff
-		}
-		select {
-		case <-n.wake:
-		case <-n.watch.wake:
-		case <-timer:
-		case <-ctx.Done():
-			return
-		}
-	}
-}
-
-// pass holds ports, tells the network, and lets go of ports, in this order: a port that is answered is held.
-func (n *network) pass(ctx context.Context) error {
-	n.mu.Lock()
-	known, full := n.known, n.full
-	n.passes++
-	num := n.passes
-	n.mu.Unlock()
-	if !known {
-		return nil
-	}
-	if err := n.hold(ctx); err != nil {
-		return err
-	}
-	var err error
-	if full {
-		err = n.syncAll(ctx)
-	} else {
-		err = errors.Join(n.setPorts(ctx), n.setOverlays(ctx))
-	}
-	if err != nil {
-		return err
-	}
-	n.mu.Lock()
-	n.passed = num
-	close(n.settled)
-	n.settled = make(chan struct{})
-	n.mu.Unlock()
-	return n.letGo(ctx)
-}
-
-// want is the ports to publish: those of the tables that are held, and those of running tasks in host mode. n.mu is held.
-func (n *network) want() map[netplan.PortKey]netplan.Port {
-	out := make(map[netplan.PortKey]netplan.Port, len(n.rows))
-	for k, p := range n.rows {
-		if owner, ok := n.owners[k]; ok && owner == (model.TaskID{}) && n.held[k] {
-			if !n.node.IPv6() {
-				p.Backends6 = nil
-			}
-			out[k] = p
-		}
-	}
-	for _, c := range n.claims {
-		for _, p := range c.ports {
-			if c.live && n.held[p.key] {
-				out[p.key] = p.published(n.node.IPv6())
-			}
-		}
-	}
-	return out
-}
-
-// syncAll is the full pass.
-func (n *network) syncAll(ctx context.Context) error {
-	n.gate.Lock()
-	defer n.gate.Unlock()
-	due := n.watch.take() // a full pass has all of it
-	n.mu.Lock()
-	in := netplan.Input{Node: n.node}
-	var nets map[model.NetworkID]laid
-	in.Overlays, nets = n.overlayInput()
-	want := n.want()
-	for k, p := range want {
-		if n.node.CheckPort(p) != nil {
-			delete(want, k) // one bad row must not take the others down
-			continue
-		}
-		in.Ports = append(in.Ports, p)
-	}
-	for _, t := range n.added {
-		if !n.node.IPv6() {
-			t.Addr6 = netip.Addr{}
-		}
-		// Of a network that is gone only tasks that are about to end are left.
-		t.Nets = slices.DeleteFunc(slices.Clone(t.Nets), func(a netplan.Attachment) bool { return nets[model.NetworkID(a.Network)] == nil })
-		if n.node.CheckTask(t) == nil {
-			in.Tasks = append(in.Tasks, t)
-		}
-	}
-	n.full = false
-	n.mu.Unlock()
-	slices.SortFunc(in.Tasks, func(a, b netplan.Task) int { return a.Addr4.Compare(b.Addr4) })
-	if _, err := n.cfg.Network.Sync(ctx, in); err != nil {
-		n.watch.again(due)
-		n.mu.Lock()
-		n.full = true
-		n.mu.Unlock()
-		return err
-	}
-	n.mu.Lock()
-	n.laid, n.dying = nets, map[model.NetworkID]bool{}
-	n.settle(want)
-	n.mu.Unlock()
-	select {
-	case <-n.ready:
-	default:
-		close(n.ready)
-	}
-	return nil
-}
-
-// setPorts tells the network what differs from the last time.
-func (n *network) setPorts(ctx context.Context) error {
-	n.mu.Lock()
-	want := n.want()
-	var set []netplan.Port
-	var del []netplan.PortKey
-	for k, p := range want {
-		if n.node.CheckPort(p) != nil {
-			delete(want, k)
-		} else if old, ok := n.applied[k]; !ok || !samePort(old, p) {
-			set = append(set, p)
-		}
-	}
-	for k := range n.applied {
-		if _, ok := want[k]; !ok {
-			del = append(del, k)
-		}
-	}
-	n.mu.Unlock()
-	if len(set)+len(del) == 0 {
-		return nil
-	}
-	if err := n.cfg.Network.SetPorts(ctx, set, del); err != nil {
-		n.mu.Lock()
-		n.full = true // what is in the kernel now is not known
-		n.mu.Unlock()
-		return err
-	}
-	n.mu.Lock()
-	n.settle(want)
-	n.mu.Unlock()
-	return nil
-}
-
-func samePort(a, b netplan.Port) bool {
-	return a.Mode == b.Mode && slices.Equal(a.Backends4, b.Backends4) && slices.Equal(a.Backends6, b.Backends6)
 }
 
 // releaseAll gives every port of the host back, for a node that leaves.

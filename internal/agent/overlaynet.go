@@ -8,12 +8,10 @@ import (
 	"net/netip"
 	"slices"
 	"strconv"
-	"time"
 
 	"github.com/fxamacker/cbor/v2"
 	"github.com/skep-swarm/skep/internal/model"
 	"github.com/skep-swarm/skep/internal/netplan"
-	"github.com/skep-swarm/skep/internal/runtime"
 	"github.com/skep-swarm/skep/internal/wire"
 	"github.com/skep-swarm/skep/internal/wire/pb"
 )
@@ -24,9 +22,6 @@ const mtuOption = "com.docker.network.driver.mtu"
 // dnsPrefix is the key in the store of where a task's resolver listens: a daemon that starts again must not lead away from it
 // before it has asked the keeper.
 const dnsPrefix = "dns/"
-
-// laid is what of a network is in the kernel: which virtual addresses each service has there.
-type laid map[model.ServiceID][]netip.Addr
 
 // follow has the network lay what the managers say of overlay networks.
 func (n *network) follow(o *overlays) { n.nets, n.watch = o, o.watch() }
@@ -124,46 +119,62 @@ func (n *network) vipsOf(p netplan.Overlay, o *overlay, only map[model.ServiceID
 	return out
 }
 
-// setOverlays tells the kernel what changed of overlay networks since the last time.
-func (n *network) setOverlays(ctx context.Context) error {
-	var errs []error
-	failed := map[model.NetworkID]*overlayChange{}
-	for id, c := range n.watch.take() {
-		if err := n.setOverlay(ctx, id, c); err != nil {
-			errs = append(errs, err)
-			failed[id] = &overlayChange{whole: true}
+// setOverlays tells the kernel what changed of overlay networks since the last time. What the kernel refuses of one keeps it
+// from none of the others; with again the networks are tried once more that it refused before.
+func (n *network) setOverlays(ctx context.Context, again bool) error {
+	due := n.watch.take()
+	for _, id := range n.brokenLayers() {
+		if _, ok := due[id]; !ok && !again {
+			continue
 		}
+		if due == nil {
+			due = map[model.NetworkID]*overlayChange{}
+		}
+		due[id] = &overlayChange{whole: true}
 	}
-	if len(failed) > 0 {
-		n.watch.again(failed)
+	var errs []error
+	for id, c := range due {
+		err := n.setOverlay(ctx, id, c)
+		parts, rest := netplan.Parts(err)
+		for _, p := range parts {
+			errs = append(errs, p)
+		}
+		if rest != nil {
+			errs = append(errs, &netplan.PartError{Network: uint64(id), Err: rest})
+		}
 	}
 	return errors.Join(append(errs, n.removeOverlays(ctx))...)
 }
 
 func (n *network) setOverlay(ctx context.Context, id model.NetworkID, c *overlayChange) error {
 	n.mu.Lock()
-	old, known := n.laid[id]
+	var old laid
+	if l := n.layers[id]; l != nil {
+		old = l.has
+	}
 	n.mu.Unlock()
 	var plan netplan.Overlay
-	var now laid
+	var next layer
 	var set []netplan.VIP
 	gone := false
-	whole := c.whole || !known
+	whole := c.whole || old == nil
 	n.nets.read(id, func(o *overlay) {
 		switch {
 		case o == nil:
 			gone = true
+			return
 		case whole:
-			plan, now = n.planOf(o)
+			plan, next.has = n.planOf(o)
 		default:
-			set, now = n.changed(o, c, old)
+			set, next.has = n.changed(o, c, old)
 		}
+		next.at = o.at
 	})
+	var err error
 	switch {
 	case gone:
 		n.mu.Lock()
-		delete(n.laid, id)
-		delete(n.refused, id)
+		delete(n.layers, id)
 		n.dying[id] = true
 		n.mu.Unlock()
 		return nil
@@ -171,39 +182,15 @@ func (n *network) setOverlay(ctx context.Context, id model.NetworkID, c *overlay
 		if n.refuse(id, plan) {
 			return nil
 		}
-		if err := n.cfg.Network.SetOverlay(ctx, plan); err != nil {
-			return err
-		}
+		err = n.cfg.Network.SetOverlay(ctx, plan)
 	default:
-		if err := n.cfg.Network.SetVIPs(ctx, uint64(id), set, withdrawnVIPs(old, now)); err != nil {
-			return err
-		}
+		err = n.cfg.Network.SetVIPs(ctx, uint64(id), set, withdrawnVIPs(old, next.has))
 	}
+	n.laidOut(id, next, err)
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.laid[id] = now
 	delete(n.dying, id)
-	close(n.settled)
-	n.settled = make(chan struct{})
-	return nil
-}
-
-// refuse reports whether this node cannot have a network, and notes why: its tasks say so, and nothing else of the node suffers.
-func (n *network) refuse(id model.NetworkID, plan netplan.Overlay) bool {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	err := n.node.CheckOverlay(plan)
-	if err == nil {
-		delete(n.refused, id)
-		return false
-	}
-	if n.refused[id] == nil {
-		n.cfg.Log.Error("this node cannot have an overlay network", "err", err)
-	}
-	n.refused[id] = err
-	close(n.settled)
-	n.settled = make(chan struct{})
-	return true
+	return err
 }
 
 // changed are the virtual addresses of the services that a change touches, and what all services have then.
@@ -248,81 +235,25 @@ func withdrawnVIPs(old, now laid) []netip.Addr {
 	return out
 }
 
-// removeOverlays takes networks away that the managers say nothing of any more, each after its last task here.
-func (n *network) removeOverlays(ctx context.Context) error {
-	n.mu.Lock()
-	free := maps.Clone(n.dying)
-	for _, t := range n.added {
-		for _, a := range t.Nets {
-			delete(free, model.NetworkID(a.Network))
-		}
-	}
-	n.mu.Unlock()
-	var errs []error
-	for id := range free {
-		if err := n.cfg.Network.RemoveOverlay(ctx, uint64(id)); err != nil {
-			errs = append(errs, err)
-			continue
-		}
-		n.mu.Lock()
-		delete(n.dying, id)
-		n.mu.Unlock()
-	}
-	return errors.Join(errs...)
-}
-
-// overlayInput is every network for a full pass, and what is laid after it. n.mu is held.
-func (n *network) overlayInput() ([]netplan.Overlay, map[model.NetworkID]laid) {
+// overlayInput is every network for a full pass, and the layers that are to come of it. n.mu is held.
+func (n *network) overlayInput() ([]netplan.Overlay, map[model.NetworkID]layer) {
 	var out []netplan.Overlay
-	clear(n.refused)
-	now := map[model.NetworkID]laid{}
+	maps.DeleteFunc(n.layers, func(_ model.NetworkID, l *layer) bool { return l.final })
+	next := map[model.NetworkID]layer{}
 	for _, id := range n.nets.list() {
 		n.nets.read(id, func(o *overlay) {
 			if o == nil {
 				return
 			}
-			p, have := n.planOf(o)
+			p, has := n.planOf(o)
 			if err := n.node.CheckOverlay(p); err != nil {
-				n.refused[id] = err
+				n.layer(id).fail(err, true)
 				return
 			}
-			out, now[id] = append(out, p), have
+			out, next[id] = append(out, p), layer{has: has, at: o.at}
 		})
 	}
-	return out, now
-}
-
-// awaitOverlays returns when the networks of a task are laid, or says after a while which is not. For networks that this node
-// cannot have the error is of kind KindInvalid.
-func (n *network) awaitOverlays(ctx context.Context, nets []netplan.Attachment) error {
-	timer := time.NewTimer(networkWait)
-	defer timer.Stop()
-	for {
-		n.mu.Lock()
-		settled, why := n.settled, n.why
-		var refused error
-		missing := slices.IndexFunc(nets, func(a netplan.Attachment) bool {
-			refused = errors.Join(refused, n.refused[model.NetworkID(a.Network)])
-			return n.laid[model.NetworkID(a.Network)] == nil
-		})
-		n.mu.Unlock()
-		if refused != nil {
-			return runtime.Invalid("this node cannot have the task's networks: %v", refused)
-		}
-		if missing < 0 {
-			return nil
-		}
-		select {
-		case <-settled:
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-timer.C:
-			if why != nil {
-				return temporary{fmt.Errorf("overlay network %d is not up on this node: %w", nets[missing].Network, why)}
-			}
-			return temporary{fmt.Errorf("the managers have not told this node of overlay network %d yet", nets[missing].Network)}
-		}
-	}
+	return out, next
 }
 
 // setDNS leads a task's questions to its resolver. The daemon that comes next knows it as well.

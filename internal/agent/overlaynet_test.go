@@ -138,7 +138,7 @@ func TestImpossibleOverlay(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
-	if !a.net.awaitPass(ctx) {
+	if !a.net.awaitPass(ctx, nil) {
 		t.Error("no pass succeeds")
 	}
 }

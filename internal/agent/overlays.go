@@ -4,9 +4,11 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strconv"
 	"sync"
 
 	"github.com/skep-swarm/skep/internal/model"
+	"github.com/skep-swarm/skep/internal/netplan"
 )
 
 // Bounds of what a node takes in of one network.
@@ -62,10 +64,12 @@ type overlays struct {
 	nets    map[model.NetworkID]*overlay
 	drafts  map[model.NetworkID]*overlay // complete tables whose parts are arriving
 	watches []*overlayWatch
+	// back is where each network's tables were when they last took back something that new connections were led to.
+	back map[model.NetworkID]place
 }
 
 func newOverlays() *overlays {
-	return &overlays{nets: map[model.NetworkID]*overlay{}, drafts: map[model.NetworkID]*overlay{}}
+	return &overlays{nets: map[model.NetworkID]*overlay{}, drafts: map[model.NetworkID]*overlay{}, back: map[model.NetworkID]place{}}
 }
 
 // read calls f with a network, nil when the node knows nothing of it. f must not keep or change what it is given, nor call
@@ -86,6 +90,38 @@ func (o *overlays) serves(id model.TaskID) bool {
 		}
 	}
 	return false
+}
+
+// name is what users call a network.
+func (o *overlays) name(id model.NetworkID) string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if n := o.nets[id]; n != nil {
+		return n.info.name
+	}
+	return strconv.FormatUint(uint64(id), 10)
+}
+
+// takenBack is which networks took something back since the last call, and where their tables were then.
+func (o *overlays) takenBack() map[model.NetworkID]place {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	back := o.back
+	o.back = map[model.NetworkID]place{}
+	return back
+}
+
+// places is where the tables of some networks are.
+func (o *overlays) places(nets []netplan.Attachment) map[model.NetworkID]place {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	out := map[model.NetworkID]place{}
+	for _, a := range nets {
+		if n := o.nets[model.NetworkID(a.Network)]; n != nil {
+			out[n.num] = n.at
+		}
+	}
+	return out
 }
 
 // list is the numbers of the networks, in order.

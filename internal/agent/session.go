@@ -228,7 +228,8 @@ func (s *session) take(ctx context.Context, wg *sync.WaitGroup, m *pb.ToAgent) e
 			}
 		})
 	case *pb.ToAgent_Fence:
-		wg.Go(func() { s.pass(ctx, k.Fence) })
+		back := s.a.overlays.takenBack()
+		wg.Go(func() { s.pass(ctx, k.Fence, back) })
 	case *pb.ToAgent_Withdrawn:
 		s.a.withdrawn.set(k.Withdrawn.Index)
 	case *pb.ToAgent_Managers:

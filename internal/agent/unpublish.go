@@ -14,7 +14,7 @@ import (
 func (n *network) awaitUnpublished(ctx context.Context, id model.TaskID) {
 	for {
 		n.mu.Lock()
-		settled, leads := n.settled, n.leadsTo(n.added[id])
+		settled, leads := n.progress.settled, n.leadsTo(n.added[id])
 		n.mu.Unlock()
 		if !leads {
 			return
@@ -41,7 +41,7 @@ func (n *network) serves(id model.TaskID) bool { return n.leads(id) || n.nets.se
 func (n *network) awaitUnserved(ctx context.Context, id model.TaskID) {
 	for {
 		n.mu.Lock()
-		settled, leads := n.settled, n.leadsTo(n.added[id])
+		settled, leads := n.progress.settled, n.leadsTo(n.added[id])
 		n.mu.Unlock()
 		if !leads && !n.nets.serves(id) {
 			break
@@ -52,26 +52,10 @@ func (n *network) awaitUnserved(ctx context.Context, id model.TaskID) {
 			return
 		}
 	}
-	n.awaitPass(ctx) // the networks' tables may be newer than the kernel's
-}
-
-// awaitPass returns true when a pass that began after the call has brought the kernel in line.
-func (n *network) awaitPass(ctx context.Context) bool {
-	var want uint64
-	n.change(func() { want = n.passes + 1 }) // a pass under way may have read the tables before
-	for {
-		n.mu.Lock()
-		passed, settled := n.passed, n.settled
-		n.mu.Unlock()
-		if passed >= want {
-			return true
-		}
-		select {
-		case <-settled:
-		case <-ctx.Done():
-			return false
-		}
-	}
+	n.mu.Lock()
+	nets := n.added[id].Nets
+	n.mu.Unlock()
+	n.awaitPass(ctx, n.nets.places(nets)) // the networks' tables may be newer than the kernel's
 }
 
 // leadsTo reports whether the kernel sends traffic of an ingress port to a task. n.mu is held.
@@ -85,11 +69,4 @@ func (n *network) leadsTo(t netplan.Task) bool {
 		}
 	}
 	return false
-}
-
-// settle notes what the kernel's published ports are now. n.mu is held.
-func (n *network) settle(applied map[netplan.PortKey]netplan.Port) {
-	n.applied, n.why = applied, nil
-	close(n.settled)
-	n.settled = make(chan struct{})
 }

@@ -110,11 +110,12 @@ func (t *template) drainTime() time.Duration {
 	return min(d, MaxDrainTime)
 }
 
-// pass answers a fence when the kernel does what all tables until now say.
-func (s *session) pass(ctx context.Context, m *pb.Fence) {
+// pass answers a fence when the kernel leads to nothing any more that was taken back between it and the fence before. Other tables
+// may be behind: what the kernel refuses of one network is no matter of a task in another.
+func (s *session) pass(ctx context.Context, m *pb.Fence, back map[model.NetworkID]place) {
 	limited, cancel := context.WithTimeout(ctx, withdrawalWait)
 	defer cancel()
-	if s.a.net.awaitPass(limited) {
+	if s.a.net.awaitPass(limited, back) {
 		s.reply(ctx, &pb.FromAgent{Kind: &pb.FromAgent_Passed{Passed: &pb.Passed{Index: m.Index}}})
 	}
 }

@@ -11,31 +11,55 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// A task that the managers withdraw is told to stop when they say that nobody sends it clients any more, and its drain time is over;
-// a fence is passed when the kernel does what came before it.
-func TestWithdrawal(t *testing.T) {
+// webPort is the port that serveWeb publishes.
+var webPort = netplan.PortKey{Proto: netplan.TCP, Number: 80}
+
+// serveWeb starts a node with a running task that port 80 of the node leads to.
+func serveWeb(t *testing.T) (*host, *scripted, model.TaskID) {
+	t.Helper()
 	h := newHost(t)
 	m := newScripted(t, h)
 	m.template(1, simpleSpec())
 	m.tpls[1].ServiceLabels = map[string]string{DrainTimeLabel: "30ms"}
 	id := m.assign(1, 1, model.StateRunning)
-	row := &pb.PortRow{Key: &pb.PortKey{Protocol: "tcp", Port: 80}, Service: 1, Backends: []*pb.Backend{{Addr4: []byte{10, 128, 1, 3}, Port: 8080}}}
+	row := emptyWeb()
+	row.Backends = []*pb.Backend{{Addr4: []byte{10, 128, 1, 3}, Port: 8080}}
 	m.publish(row)
 	_, stop := h.start(t)
-	defer stop()
+	t.Cleanup(stop)
 	m.awaitState(id, model.StateRunning)
-	key := netplan.PortKey{Proto: netplan.TCP, Number: 80}
-	eventually(t, "a backend", func() bool { p, _ := h.net.port(key); return len(p.Backends4) == 1 })
+	eventually(t, "a backend", func() bool { p, _ := h.net.port(webPort); return len(p.Backends4) == 1 })
+	return h, m, id
+}
 
-	release := holdPorts(h.net)
-	m.publish(&pb.PortRow{Key: row.Key, Service: 1})
+// emptyWeb is the row of the port when it leads to nothing any more.
+func emptyWeb() *pb.PortRow {
+	return &pb.PortRow{Key: &pb.PortKey{Protocol: "tcp", Port: 80}, Service: 1}
+}
+
+// withdraw tells that a task is to stop, and to wait for the word on an index; then it fences.
+func (m *scripted) withdraw(id model.TaskID, index uint64) {
 	m.mu.Lock()
+	defer m.mu.Unlock()
 	m.index++
 	task := proto.Clone(m.tasks[id]).(*pb.Task)
 	task.Desired = uint32(model.StateShutdown)
-	m.out <- &pb.ToAgent{Kind: &pb.ToAgent_Assignments{Assignments: &pb.Assignments{At: m.at(), Tasks: []*pb.Task{task}, Withdrawal: 7}}}
-	m.out <- &pb.ToAgent{Kind: &pb.ToAgent_Fence{Fence: &pb.Fence{Index: 7}}}
-	m.mu.Unlock()
+	m.tell(&pb.Assignments{At: m.at(), Tasks: []*pb.Task{task}, Withdrawal: index})
+	m.fence(index)
+}
+
+// fence asks the node to say when it goes by all tables until now; m.mu is held.
+func (m *scripted) fence(index uint64) {
+	m.out <- &pb.ToAgent{Kind: &pb.ToAgent_Fence{Fence: &pb.Fence{Index: index}}}
+}
+
+// A task that the managers withdraw is told to stop when they say that nobody sends it clients any more, and its drain time is over;
+// a fence is passed when the kernel does what came before it.
+func TestWithdrawal(t *testing.T) {
+	h, m, id := serveWeb(t)
+	release := holdPorts(h.net)
+	m.publish(emptyWeb())
+	m.withdraw(id, 7)
 	select {
 	case <-m.passed:
 		t.Error("the fence is passed, and the kernel does not do what came before")
@@ -45,7 +69,7 @@ func TestWithdrawal(t *testing.T) {
 	if got := <-m.passed; got != 7 {
 		t.Errorf("passed fence %d", got)
 	}
-	if p, _ := h.net.port(key); len(p.Backends4) != 0 {
+	if p, _ := h.net.port(webPort); len(p.Backends4) != 0 {
 		t.Errorf("backends after the fence: %v", p.Backends4)
 	}
 	if containerState(h.node, ContainerID(externalID(1))) != runtime.Running {
@@ -82,28 +106,17 @@ func TestDrainTime(t *testing.T) {
 
 // The network of a task that ended by itself refuses those who are still led to it, until nobody is.
 func TestNetworkOutlivesTaskThatIsLedTo(t *testing.T) {
-	h := newHost(t)
-	m := newScripted(t, h)
-	m.template(1, simpleSpec())
-	id := m.assign(1, 1, model.StateRunning)
-	row := &pb.PortRow{Key: &pb.PortKey{Protocol: "tcp", Port: 80}, Service: 1, Backends: []*pb.Backend{{Addr4: []byte{10, 128, 1, 3}, Port: 8080}}}
-	m.publish(row)
-	_, stop := h.start(t)
-	defer stop()
-	m.awaitState(id, model.StateRunning)
-	key := netplan.PortKey{Proto: netplan.TCP, Number: 80}
-	eventually(t, "a backend", func() bool { p, _ := h.net.port(key); return len(p.Backends4) == 1 })
-
+	h, m, id := serveWeb(t)
 	release := holdPorts(h.net)
 	h.node.End(ContainerID(externalID(1)), runtime.Exit{Code: 137})
 	m.awaitState(id, model.StateFailed)
-	m.publish(&pb.PortRow{Key: row.Key, Service: 1})
+	m.publish(emptyWeb())
 	if h.net.numTasks() != 1 {
 		t.Error("the network is gone, and the kernel still leads to it")
 	}
 	release()
 	eventually(t, "the network is gone", func() bool { return h.net.numTasks() == 0 })
-	if p, _ := h.net.port(key); len(p.Backends4) != 0 {
+	if p, _ := h.net.port(webPort); len(p.Backends4) != 0 {
 		t.Errorf("backends of a task without a network: %v", p.Backends4)
 	}
 }
