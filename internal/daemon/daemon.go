@@ -30,8 +30,13 @@ import (
 // apiGrace is how long requests may go on when the daemon ends.
 const apiGrace = 2 * time.Second
 
+// umask is the daemon's and its helpers': containers' users read files that it makes, and nobody else writes what is being
+// made, its sockets least of all. Whoever starts it may have another.
+const umask = 0o022
+
 // Main runs a daemon until it gets SIGTERM or SIGINT.
 func Main(cmd *cobra.Command, cfg *Config) error {
+	syscall.Umask(umask)
 	ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 	log, err := newLogger(cfg, cmd.ErrOrStderr())
@@ -230,6 +235,7 @@ func (a *apiServer) parts() []func(context.Context) error {
 func (a *apiServer) serve(ctx context.Context, l net.Listener) error {
 	srv := &http.Server{
 		Handler: a.handler, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10,
+		ConnState:   new(connLimit).changed,
 		BaseContext: func(net.Listener) context.Context { return ctx },
 		ErrorLog:    slog.NewLogLogger(a.h.log.Handler(), slog.LevelDebug),
 	}

@@ -106,12 +106,27 @@ func readCredentials(cfg *Config) (*pki.Credentials, error) {
 		if err == nil {
 			var creds *pki.Credentials
 			if creds, err = pki.NewCredentials(pem[0], key, pem[1], at); err == nil {
-				return creds, nil
+				return creds, takeNextKey(cfg, name)
 			}
 		}
 		errs = append(errs, err)
 	}
 	return nil, fmt.Errorf("node certificate in %s: %w", filepath.Dir(cfg.certPath(certFile)), errors.Join(errs...))
+}
+
+// takeNextKey ends what a crash cut short in save: the next key to be written must not take the place of the one that is in use.
+func takeNextKey(cfg *Config, name string) error {
+	if name != nextKeyFile {
+		return nil
+	}
+	err := os.Rename(cfg.certPath(nextKeyFile), cfg.certPath(keyFile))
+	if err == nil {
+		err = syncDir(filepath.Dir(cfg.certPath(keyFile)))
+	}
+	if err != nil {
+		return fmt.Errorf("write the node's key: %w", err)
+	}
+	return nil
 }
 
 // save writes the identity; the file that says that there is one comes last.
@@ -129,8 +144,8 @@ func (id *identity) save(cfg *Config, certPEM, keyPEM, rootPEM []byte) error {
 			return err
 		}
 	}
-	if err := os.Rename(cfg.certPath(nextKeyFile), cfg.certPath(keyFile)); err != nil {
-		return fmt.Errorf("write the node's key: %w", err)
+	if err := takeNextKey(cfg, nextKeyFile); err != nil {
+		return err
 	}
 	id.creds.Store(creds)
 	return id.write(cfg)

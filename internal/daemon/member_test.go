@@ -117,4 +117,11 @@ func TestRenewal(t *testing.T) {
 	if got.NodeID != id.NodeID {
 		t.Errorf("identity = %+v", got)
 	}
+	// The next renewal is cut short, too, before it has a certificate.
+	if err := writeFile(h.cfg.certPath(nextKeyFile), oldKey); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := loadIdentity(h.cfg); err != nil {
+		t.Errorf("after two renewals that were cut short: %v", err)
+	}
 }
