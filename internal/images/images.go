@@ -36,6 +36,8 @@ const (
 	untagged = "skep.invalid/untagged"
 	// maxConfig bounds an image's configuration, in bytes.
 	maxConfig = 4 << 20
+	// maxLayers bounds an image's layers; the kernel puts no more upon one another.
+	maxLayers = 500
 	// minShortID is the least number of hex characters by which an image may be named.
 	minShortID = 4
 )
@@ -153,7 +155,7 @@ func entries(ctx context.Context, c *client.Client) ([]*entry, error) {
 	for _, record := range all {
 		e, err := load(ctx, c, record)
 		if err != nil {
-			if errdefs.IsNotFound(err) {
+			if errdefs.IsNotFound(err) || errdefs.IsInvalidArgument(err) {
 				continue
 			}
 			return nil, err
@@ -169,13 +171,13 @@ func entries(ctx context.Context, c *client.Client) ([]*entry, error) {
 }
 
 func load(ctx context.Context, c *client.Client, record images.Image) (*entry, error) {
-	store := c.ContentStore()
+	store := metadata(c)
 	desc, err := record.Config(ctx, store, platforms.Default())
 	if err != nil {
 		return nil, fmt.Errorf("read image %s: %w", record.Name, err)
 	}
-	if desc.Size > maxConfig {
-		return nil, fmt.Errorf("image %s: a configuration of %d bytes is too large: %w", record.Name, desc.Size, errdefs.ErrInvalidArgument)
+	if err := checkDescriptor(desc); err != nil {
+		return nil, fmt.Errorf("read image %s: configuration: %w", record.Name, err)
 	}
 	data, err := content.ReadBlob(ctx, store, desc)
 	if err != nil {
@@ -183,7 +185,10 @@ func load(ctx context.Context, c *client.Client, record images.Image) (*entry, e
 	}
 	e := &entry{id: desc.Digest, target: record.Target, tags: []images.Image{record}}
 	if err := json.Unmarshal(data, &e.config); err != nil {
-		return nil, fmt.Errorf("decode the configuration of image %s: %w", record.Name, err)
+		return nil, fmt.Errorf("decode the configuration of image %s: %w: %w", record.Name, err, errdefs.ErrInvalidArgument)
+	}
+	if n := len(e.config.RootFS.DiffIDs); n > maxLayers {
+		return nil, fmt.Errorf("image %s has %d layers, at most %d can be used: %w", record.Name, n, maxLayers, errdefs.ErrInvalidArgument)
 	}
 	return e, nil
 }
@@ -268,8 +273,8 @@ func isHex(s string) bool {
 // layerKeys are the snapshots of the image's layers, the top one last.
 func (e *entry) layerKeys() []string {
 	var keys []string
-	for i := range e.config.RootFS.DiffIDs {
-		keys = append(keys, identity.ChainID(e.config.RootFS.DiffIDs[:i+1]).String())
+	for _, id := range identity.ChainIDs(slices.Clone(e.config.RootFS.DiffIDs)) {
+		keys = append(keys, id.String())
 	}
 	return keys
 }

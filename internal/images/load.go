@@ -37,8 +37,12 @@ func (s *Store) Load(ctx context.Context, archive io.Reader, progress io.Writer)
 		return fmt.Errorf("decompress the archive: %w: %w", err, errdefs.ErrInvalidArgument)
 	}
 	defer plain.Close()
-	bounded := &boundedReader{r: plain, left: MaxLoad}
-	loaded, err := c.Import(ctx, bounded,
+	limited := &boundedReader{r: plain, left: MaxLoad}
+	in, err := importer(c)
+	if err != nil {
+		return err
+	}
+	loaded, err := in.Import(ctx, limited,
 		client.WithImageRefTranslator(canonicalName),
 		client.WithDigestRef(func(d digest.Digest) string { return untagged + "@" + d.String() }),
 		client.WithSkipDigestRef(func(name string) bool { return name != "" }),

@@ -277,13 +277,13 @@ func (s *Store) whole(ctx context.Context, c *client.Client, p *pull) bool {
 	if err != nil || !unpacked {
 		return false
 	}
-	_, _, _, missing, err := images.Check(ctx, c.ContentStore(), record.Target, platforms.Default())
+	_, _, _, missing, err := images.Check(ctx, metadata(c), record.Target, platforms.Default())
 	return err == nil && len(missing) == 0
 }
 
 func (s *Store) wrongPlatform(ctx context.Context, c *client.Client, p *pull, record client.Image) error {
 	text := fmt.Sprintf("image %s is not for this node's platform %s", familiarRef(p.ref), platforms.DefaultString())
-	if list, err := images.Platforms(ctx, c.ContentStore(), record.Target()); err == nil && len(list) > 0 {
+	if list, err := images.Platforms(ctx, metadata(c), record.Target()); err == nil && len(list) > 0 {
 		text += " but for " + platforms.Format(list[0])
 	}
 	return &registryError{text: text, kind: errdefs.ErrNotFound}

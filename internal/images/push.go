@@ -43,7 +43,7 @@ func (s *Store) Push(ctx context.Context, name string, auth registry.AuthConfig,
 	if err != nil {
 		return none, fmt.Errorf("look for image %s: %w", familiarRef(ref), err)
 	}
-	store := c.ContentStore()
+	store := metadata(c)
 	target, err := sendable(ctx, store, record.Target)
 	if err != nil {
 		return none, fmt.Errorf("image %s is not whole on this node, pull or load it again: %w", familiarRef(ref), err)

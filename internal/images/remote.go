@@ -85,8 +85,8 @@ func remotePlatforms(ctx context.Context, fetcher remotes.Fetcher, desc ocispec.
 
 // fetchSmall reads a blob into memory and checks its digest.
 func fetchSmall(ctx context.Context, fetcher remotes.Fetcher, desc ocispec.Descriptor) ([]byte, error) {
-	if desc.Size > maxConfig {
-		return nil, fmt.Errorf("%s of %d bytes is too large: %w", desc.MediaType, desc.Size, errdefs.ErrInvalidArgument)
+	if err := checkDescriptor(desc); err != nil {
+		return nil, err
 	}
 	r, err := fetcher.Fetch(ctx, desc)
 	if err != nil {

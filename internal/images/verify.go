@@ -18,13 +18,40 @@ import (
 // the next attempt does not go on from it.
 func (s *Store) checked(c *client.Client, p *pull, next images.Handler) images.Handler {
 	return images.HandlerFunc(func(ctx context.Context, desc ocispec.Descriptor) ([]ocispec.Descriptor, error) {
+		if err := checkDescriptor(desc); err != nil {
+			return nil, bad(p.ref, err)
+		}
 		children, err := next.Handle(ctx, desc)
 		if err != nil {
 			return nil, part(ctx, c.ContentStore(), p.ref, desc, err)
 		}
+		for i, child := range children {
+			if i == 0 && images.IsManifestType(desc.MediaType) {
+				child.MediaType = ocispec.MediaTypeImageConfig // the configuration comes first, whatever it calls itself
+			}
+			if err := checkDescriptor(child); err != nil {
+				return nil, bad(p.ref, err)
+			}
+		}
 		p.track.meet(ctx, c.ContentStore(), desc, children)
 		return children, nil
 	})
+}
+
+// checkDescriptor refuses what a registry or an archive cannot mean.
+func checkDescriptor(desc ocispec.Descriptor) error {
+	if err := desc.Digest.Validate(); err != nil {
+		return fmt.Errorf("%q is no digest: %w", desc.Digest, errdefs.ErrInvalidArgument)
+	}
+	if desc.Size < 0 {
+		return fmt.Errorf("%s of %d bytes: %w", desc.Digest, desc.Size, errdefs.ErrInvalidArgument)
+	}
+	return checkSize(desc.MediaType, desc.Size)
+}
+
+// bad words that a registry has something else than an image; it will not be another thing in a moment.
+func bad(ref reference.Named, err error) error {
+	return &registryError{text: fmt.Sprintf("image %s: %v", familiarRef(ref), err), kind: errdefs.ErrInvalidArgument}
 }
 
 // part words an error of fetching one blob.
