@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"maps"
-	"net/netip"
 
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 	"github.com/moby/moby/api/types/container"
@@ -129,12 +128,6 @@ func (b *backend) addTask(out *dockerapi.Container, taskID string, snap *state.S
 	}
 	out.Task = tpl.Task.Typed
 	out.Ports = append(out.Ports, t.HostPorts...)
-	if t.Gateway4.IsValid() {
-		out.Addresses = append(out.Addresses, netip.PrefixFrom(t.Gateway4, 24))
-	}
-	if t.Gateway6.IsValid() {
-		out.Addresses = append(out.Addresses, netip.PrefixFrom(t.Gateway6, 64))
-	}
 	if svc := snap.Service(t.ID.Service); svc != nil {
 		out.ServicePorts = svc.Ports
 	}

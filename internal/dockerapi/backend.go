@@ -254,9 +254,8 @@ type Container struct {
 	LogDriver    *swarm.Driver
 	// ImageConfig is its image's; nil when unknown.
 	ImageConfig *dockerspec.DockerOCIImageConfig
-	// Addresses are those of the container on the gateway network.
-	Addresses []netip.Prefix
-	// Networks are the overlay networks that it is in, or the host's network or none by their names alone.
+	// Networks are those that it is in: the gateway network as NetworksOf calls it, and overlay networks; or the host's network or
+	// none by their names alone.
 	Networks []ContainerNetwork
 }
 

@@ -3,7 +3,6 @@ package dockerapi
 import (
 	"cmp"
 	"fmt"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -17,7 +16,7 @@ import (
 // containerFilter is a client's filters with the references looked up.
 type containerFilter struct {
 	filters
-	names         []*regexp.Regexp
+	names         patterns
 	before, since time.Time
 	isTask        bool
 	images        map[string]bool // identifiers of those asked for as ancestors
@@ -30,12 +29,9 @@ func (s *Server) newContainerFilter(r *request, f filters, list []Container) (*c
 	if err := checkContainerFilter(f); err != nil {
 		return nil, err
 	}
-	for _, n := range f["name"] {
-		re, err := regexp.Compile(n)
-		if err != nil {
-			return nil, model.Invalidf("invalid filter 'name=%s': %v", n, err)
-		}
-		cf.names = append(cf.names, re)
+	var err error
+	if cf.names, err = f.patterns("name"); err != nil {
+		return nil, err
 	}
 	for key, bound := range map[string]*time.Time{"before": &cf.before, "since": &cf.since} {
 		for _, ref := range f[key] {
@@ -46,7 +42,6 @@ func (s *Server) newContainerFilter(r *request, f filters, list []Container) (*c
 			*bound = c.Created
 		}
 	}
-	var err error
 	if cf.publish, err = portFilter(f, "publish"); err != nil {
 		return nil, err
 	}
@@ -143,9 +138,7 @@ func (f *containerFilter) hasAncestor(c *Container) bool {
 
 func (f *containerFilter) matches(c *Container) bool {
 	_, isTask := c.Labels["com.docker.swarm.task"]
-	named := len(f.names) == 0 || slices.ContainsFunc(f.names, func(re *regexp.Regexp) bool {
-		return re.MatchString(c.Name) || re.MatchString("/"+c.Name)
-	})
+	named := f.names.match(c.Name) || f.names.match("/"+c.Name)
 	switch {
 	case !named, !f.prefix("id", c.ID), !f.labels("label", c.Labels), !f.exact("status", string(c.State)), !f.exact("health", string(health(c))),
 		f.has("is-task") && f.isTask != isTask,
@@ -167,5 +160,5 @@ func (f *containerFilter) inNetwork(c *Container) bool {
 			return true
 		}
 	}
-	return len(c.Addresses) > 0 && f.exact("network", ingressName)
+	return false
 }

@@ -184,18 +184,8 @@ func portSummaries(c *Container) []container.PortSummary {
 // anyAddress is where a published port is reached: at every address of the host, of either kind.
 func anyAddress() []netip.Addr { return []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()} }
 
-// ingressName is what the gateway network is called to clients.
-const ingressName = "ingress"
-
 func endpoints(c *Container) map[string]*network.EndpointSettings {
 	out := map[string]*network.EndpointSettings{}
-	if len(c.Addresses) > 0 {
-		ep := &network.EndpointSettings{DNSNames: []string{c.Name, c.ID[:min(12, len(c.ID))]}}
-		for _, a := range c.Addresses {
-			setAddress(ep, a)
-		}
-		out[ingressName] = ep
-	}
 	for _, n := range c.Networks {
 		ep := &network.EndpointSettings{NetworkID: n.ID, EndpointID: n.EndpointID, Aliases: n.Aliases, DNSNames: n.DNSNames, Gateway: n.Gateway, IPv6Gateway: n.Gateway6}
 		for _, a := range []netip.Prefix{n.Addr4, n.Addr6} {

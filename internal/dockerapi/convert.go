@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/moby/moby/api/types/swarm"
@@ -303,18 +304,12 @@ func (tv *taskViewer) spec(t *model.Task) (json.RawMessage, error) {
 	return raw, nil
 }
 
-// attachments shows a task's gateway addresses on the ingress network, where Docker's clients
-// look for them, and those in its overlay networks.
+// attachments are a task's places in the ingress network, when its service has ports there, and in overlay networks.
 func (tv *taskViewer) attachments(t *model.Task) []swarm.NetworkAttachment {
-	var addrs []netip.Prefix
-	if t.Gateway4.IsValid() {
-		addrs = append(addrs, netip.PrefixFrom(t.Gateway4, 24))
-	}
-	if t.Gateway6.IsValid() {
-		addrs = append(addrs, netip.PrefixFrom(t.Gateway6, 64))
-	}
 	var out []swarm.NetworkAttachment
-	if len(addrs) > 0 {
+	if _, id, shown := gatewayNetwork(tv.snap, t); shown && id == model.NetworkIngress {
+		a4, a6 := gatewayAddresses(t)
+		addrs := slices.DeleteFunc([]netip.Prefix{a4, a6}, func(p netip.Prefix) bool { return !p.IsValid() })
 		out = append(out, swarm.NetworkAttachment{Addresses: addrs, Network: tv.ingress})
 	}
 	for _, a := range t.Nets {

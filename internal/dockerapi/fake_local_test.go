@@ -6,7 +6,6 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"io"
-	"net/netip"
 	"slices"
 	"time"
 
@@ -89,9 +88,6 @@ func (f *fake) ListContainers(context.Context) ([]Container, error) {
 			State: container.StateRunning, PID: int(t.PID), Created: wallTime(t.CreatedAt), Started: wallTime(t.CreatedAt), Command: []string{"/bin/web", "-v"},
 			Hostname: id[:12], Task: tmpl.Task.Typed, Ports: f.snap.Service(t.ID.Service).Ports}
 		c.Networks = NetworksOf(f.snap, t, tmpl)
-		if t.Gateway4.IsValid() {
-			c.Addresses = []netip.Prefix{netip.PrefixFrom(t.Gateway4, 24)}
-		}
 		if t.State.Terminal() {
 			c.State, c.PID, c.Finished = container.StateExited, 0, wallTime(t.StatusAt)
 		}

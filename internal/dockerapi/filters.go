@@ -2,6 +2,7 @@ package dockerapi
 
 import (
 	"encoding/json"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -57,9 +58,25 @@ func (f filters) prefix(key, value string) bool {
 	return !f.has(key) || slices.ContainsFunc(f[key], func(p string) bool { return strings.HasPrefix(value, p) })
 }
 
-// contains is true when the key is not asked for, or one of its values is within the value.
-func (f filters) contains(key, value string) bool {
-	return !f.has(key) || slices.ContainsFunc(f[key], func(p string) bool { return strings.Contains(value, p) })
+// patterns are the regular expressions of a key: what Docker's own objects are found by, where "^web$" is one name and "web" every
+// name that has it within. The swarm's objects (services, tasks, nodes, secrets, configs) are found by the beginnings of their names.
+func (f filters) patterns(key string) (patterns, error) {
+	var out patterns
+	for _, text := range f[key] {
+		re, err := regexp.Compile(text)
+		if err != nil {
+			return nil, model.Invalidf("invalid filter '%s=%s': %v", key, text, err)
+		}
+		out = append(out, re)
+	}
+	return out, nil
+}
+
+// patterns are regular expressions of which one must match; without any, everything does.
+type patterns []*regexp.Regexp
+
+func (p patterns) match(value string) bool {
+	return len(p) == 0 || slices.ContainsFunc(p, func(re *regexp.Regexp) bool { return re.MatchString(value) })
 }
 
 // labels is true when every label asked for (key, or key=value) is there.

@@ -47,6 +47,7 @@ func (s *Server) getContainer(r *request, c *Container) error {
 	if d.NetNS != "" {
 		v.NetworkSettings.SandboxID = endpointID("sandbox", c.ID)
 	}
+	v.NetworkSettings.setBridge(v.NetworkSettings.Networks["bridge"])
 	if v.HostConfig.LogConfig.Type != "json-file" {
 		v.LogPath = ""
 	}
@@ -67,6 +68,20 @@ func (s *Server) getContainer(r *request, c *Container) error {
 		v.SizeRw, v.SizeRootFs = &written, &whole
 	}
 	return writeJSON(r, http.StatusOK, v)
+}
+
+// setBridge repeats the place in the host's bridge in the fields that once were all there was; nil when there is none.
+func (v *networkSettingsView) setBridge(ep *network.EndpointSettings) {
+	if ep == nil {
+		return
+	}
+	v.EndpointID, v.MacAddress, v.IPPrefixLen, v.GlobalIPv6PrefixLen = ep.EndpointID, ep.MacAddress.String(), ep.IPPrefixLen, ep.GlobalIPv6PrefixLen
+	if ep.IPAddress.IsValid() {
+		v.IPAddress = ep.IPAddress.String()
+	}
+	if ep.GlobalIPv6Address.IsValid() {
+		v.GlobalIPv6Address = ep.GlobalIPv6Address.String()
+	}
 }
 
 func containerState(c *Container) *container.State {

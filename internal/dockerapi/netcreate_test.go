@@ -1,9 +1,105 @@
 package dockerapi
 
 import (
+	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"testing"
+
+	"github.com/moby/moby/api/types/network"
+	"github.com/moby/moby/api/types/swarm"
+	"github.com/moby/moby/api/types/volume"
 )
+
+// What Docker's clients are shown of a task's networks is what others reach it by: the ingress network only when its service has
+// ports there, the host's bridge only when there is nothing else.
+func TestNetworksOfTasks(t *testing.T) {
+	s, _ := newSwarm(t)
+	if w := call(s, "POST", "/v1.50/networks/create", `{"Name":"back","Driver":"overlay"}`); w.Code != 201 {
+		t.Fatalf("create a network: %d %s", w.Code, w.Body)
+	}
+	for i, c := range []struct{ networks, ports, container, task string }{
+		{``, ``, "bridge", ""},
+		{`{"Target":"back"}`, ``, "back", "back"},
+		{`{"Target":"back"}`, `{"TargetPort":80,"PublishedPort":8081,"PublishMode":"host"}`, "back", "back"},
+		{`{"Target":"back"}`, `{"TargetPort":80,"PublishedPort":8082}`, "back ingress", "back ingress"},
+		{``, `{"TargetPort":80,"PublishedPort":8083}`, "ingress", "ingress"},
+	} {
+		name := fmt.Sprintf("s%d", i)
+		create(t, s, `{"Name":"`+name+`","TaskTemplate":{"ContainerSpec":{"Image":"web:v1"},"Networks":[`+c.networks+`]},"EndpointSpec":{"Ports":[`+c.ports+`]}}`)
+		var inspected struct {
+			NetworkSettings struct {
+				IPAddress string
+				Networks  map[string]network.EndpointSettings
+			}
+		}
+		decode(t, call(s, "GET", "/v1.50/containers/"+name+".1/json", "").Body, &inspected)
+		got := inspected.NetworkSettings
+		if names := strings.Join(slices.Sorted(maps.Keys(got.Networks)), " "); names != c.container {
+			t.Errorf("%s: its container is in %q, want %q", name, names, c.container)
+		}
+		for n, ep := range got.Networks {
+			if w := call(s, "GET", "/v1.50/networks/"+ep.NetworkID, ""); w.Code != 200 || !ep.IPAddress.IsValid() || len(ep.MacAddress) != 6 {
+				t.Errorf("%s in %s: %+v, its network: %d %s", name, n, ep, w.Code, w.Body)
+			}
+		}
+		if (got.IPAddress != "") != (c.container == "bridge") {
+			t.Errorf("%s: the address in the bridge is %q", name, got.IPAddress)
+		}
+		var tasks []swarm.Task
+		decode(t, call(s, "GET", "/v1.50/tasks?"+filtersOf(map[string][]string{"service": {name}}), "").Body, &tasks)
+		var names []string
+		for _, a := range tasks[0].NetworksAttachments {
+			names = append(names, a.Network.Spec.Name)
+		}
+		slices.Sort(names)
+		if strings.Join(names, " ") != c.task {
+			t.Errorf("%s: its task is in %q, want %q", name, names, c.task)
+		}
+	}
+}
+
+// Names of networks and volumes are looked for as Docker does, by regular expression.
+func TestNamePatterns(t *testing.T) {
+	s, _ := newSwarm(t)
+	for _, n := range []string{"web", "web_two"} {
+		if w := call(s, "POST", "/v1.50/networks/create", `{"Name":"`+n+`","Driver":"overlay"}`); w.Code != 201 {
+			t.Fatalf("create network %s: %d %s", n, w.Code, w.Body)
+		}
+		if w := call(s, "POST", "/v1.50/volumes/create", `{"Name":"`+n+`"}`); w.Code != 201 {
+			t.Fatalf("create volume %s: %d %s", n, w.Code, w.Body)
+		}
+	}
+	for pattern, want := range map[string]string{"web": "web web_two", "^web$": "web", "two$": "web_two", "b": "bridge web web_two", "^x|eb": "web web_two", "zz": ""} {
+		query := filtersOf(map[string][]string{"name": {pattern}})
+		var nets []network.Summary
+		decode(t, call(s, "GET", "/v1.50/networks?"+query, "").Body, &nets)
+		var names []string
+		for _, n := range nets {
+			names = append(names, n.Name)
+		}
+		slices.Sort(names)
+		if got := strings.Join(names, " "); got != want {
+			t.Errorf("networks named %s: %q, want %q", pattern, got, want)
+		}
+		var vols volume.ListResponse
+		decode(t, call(s, "GET", "/v1.50/volumes?"+query, "").Body, &vols)
+		names = nil
+		for _, v := range vols.Volumes {
+			names = append(names, v.Name)
+		}
+		slices.Sort(names)
+		if got, want := strings.Join(names, " "), strings.TrimPrefix(want, "bridge "); got != want {
+			t.Errorf("volumes named %s: %q, want %q", pattern, got, want)
+		}
+	}
+	for _, path := range []string{"/networks", "/volumes"} {
+		if w := call(s, "GET", path+"?"+filtersOf(map[string][]string{"name": {"["}}), ""); w.Code != 400 {
+			t.Errorf("%s?name=[: %d %s", path, w.Code, w.Body)
+		}
+	}
+}
 
 // What no node could lay is refused when it is asked for.
 func TestNetworkMTU(t *testing.T) {

@@ -10,6 +10,7 @@ import (
 	"github.com/moby/moby/api/types/network"
 	"github.com/moby/moby/api/types/swarm"
 	"github.com/skep-swarm/skep/internal/model"
+	"github.com/skep-swarm/skep/internal/netplan"
 	"github.com/skep-swarm/skep/internal/state"
 )
 
@@ -135,6 +136,10 @@ func endpointResource(namer model.Namer, n *model.Network, name string, t *model
 		if a.Network == n.ID {
 			out.IPv4Address, _ = within(n, a.Addr4)
 			out.IPv6Address, _ = within(n, a.Addr6)
+			if a.Addr4.IsValid() {
+				mac := netplan.TaskMAC(a.Addr4)
+				out.MacAddress = mac[:]
+			}
 		}
 	}
 	return out
@@ -167,22 +172,61 @@ func serviceInfo(snap *state.Snapshot, n *model.Network, svc *model.Service) net
 	return out
 }
 
-// NetworksOf are the networks that a task's container is in, its gateway network left out.
+// gatewayNetwork is what Docker calls a task's way out of its node: the ingress network when its service publishes ports there, else
+// the host's bridge, and that only of a task in no other network. Clients that route to tasks or read their metrics
+// take every network that they are shown for one that the task is meant to be reached by.
+func gatewayNetwork(snap *state.Snapshot, t *model.Task) (name string, id model.NetworkID, shown bool) {
+	switch {
+	case !t.Gateway4.IsValid() && !t.Gateway6.IsValid():
+		return "", 0, false
+	case publishesIngress(snap.Service(t.ID.Service)):
+		return "ingress", model.NetworkIngress, true
+	}
+	return "bridge", model.NetworkBridge, len(t.Nets) == 0
+}
+
+// publishesIngress reports whether a service has ports on every node; nil has none.
+func publishesIngress(svc *model.Service) bool {
+	return svc != nil && slices.ContainsFunc(svc.Ports, func(p swarm.PortConfig) bool { return p.PublishMode != swarm.PortConfigPublishModeHost })
+}
+
+// gatewayAddresses are a task's addresses in its node's gateway network.
+func gatewayAddresses(t *model.Task) (a4, a6 netip.Prefix) {
+	if t.Gateway4.IsValid() {
+		a4 = netip.PrefixFrom(t.Gateway4, 24)
+	}
+	if t.Gateway6.IsValid() {
+		a6 = netip.PrefixFrom(t.Gateway6, 64)
+	}
+	return a4, a6
+}
+
+// NetworksOf are the networks that a task's container is in, as Docker would name them.
 func NetworksOf(snap *state.Snapshot, t *model.Task, tpl *model.Template) []ContainerNetwork {
 	if tpl.NetMode != "" {
 		return []ContainerNetwork{{Name: string(tpl.NetMode)}}
 	}
 	var out []ContainerNetwork
 	namer := snap.Cluster().Namer()
+	task := namer.TaskID(t.ID)
+	short := containerID(task)[:12]
+	place := func(name string, id model.NetworkID) ContainerNetwork {
+		return ContainerNetwork{Name: name, ID: namer.NetworkID(id), EndpointID: endpointID(namer.NetworkID(id), task),
+			DNSNames: []string{taskName(namer, tpl.ServiceName, t)}}
+	}
+	if name, id, shown := gatewayNetwork(snap, t); shown {
+		c := place(name, id)
+		c.Addr4, c.Addr6 = gatewayAddresses(t)
+		c.DNSNames = append(c.DNSNames, short)
+		out = append(out, c)
+	}
 	for _, a := range t.Nets {
 		n := snap.Network(a.Network)
 		if n == nil {
 			continue
 		}
-		task := namer.TaskID(t.ID)
-		short := containerID(task)[:12]
-		c := ContainerNetwork{Name: n.Name, ID: namer.NetworkID(n.ID), Aliases: []string{short}, DNSNames: []string{taskName(namer, tpl.ServiceName, t)}}
-		c.EndpointID = endpointID(c.ID, task)
+		c := place(n.Name, n.ID)
+		c.Aliases = []string{short}
 		c.Addr4, _ = within(n, a.Addr4)
 		c.Addr6, _ = within(n, a.Addr6)
 		for _, at := range tpl.Nets {

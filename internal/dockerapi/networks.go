@@ -131,6 +131,10 @@ func (s *Server) listNetworks(r *request) error {
 			return model.Invalidf("invalid filter: 'type'='%s'", t)
 		}
 	}
+	names, err := f.patterns("name")
+	if err != nil {
+		return err
+	}
 	all, snap, err := s.knownNetworks(r)
 	if err != nil {
 		return err
@@ -141,7 +145,7 @@ func (s *Server) listNetworks(r *request) error {
 		if isPredefined(n) {
 			typ = "builtin"
 		}
-		if f.exact("driver", n.Driver) && f.prefix("id", n.ID) && f.labels("label", n.Labels) && f.contains("name", n.Name) &&
+		if f.exact("driver", n.Driver) && f.prefix("id", n.ID) && f.labels("label", n.Labels) && names.match(n.Name) &&
 			f.exact("scope", n.Scope) && f.exact("type", typ) && (!askedDangling || dangling == unusedNetwork(snap, n)) {
 			out = append(out, networkView{Network: n, Containers: map[string]network.EndpointResource{}})
 		}

@@ -81,7 +81,7 @@ func TestEventsStream(t *testing.T) {
 			around = append(around, string(m.Type)+" "+string(m.Action)+" "+m.Actor.ID+" "+m.Actor.Attributes["destination"])
 		}
 	}
-	if want := []string{"network connect n1 ", "network connect ingress ", "volume mount data /data", "network disconnect n1 ", "network disconnect ingress ", "volume unmount data "}; !slices.Equal(around, want) {
+	if want := []string{"network connect n1 ", "volume mount data /data", "network disconnect n1 ", "volume unmount data "}; !slices.Equal(around, want) {
 		t.Errorf("around the container: %q, want %q", around, want)
 	}
 }

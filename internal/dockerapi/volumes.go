@@ -61,6 +61,10 @@ func (s *Server) listVolumes(r *request) error {
 	if err != nil {
 		return err
 	}
+	names, err := f.patterns("name")
+	if err != nil {
+		return err
+	}
 	var used map[string][]string
 	if asked {
 		if used, err = s.volumeUsers(r.ctx()); err != nil {
@@ -73,7 +77,7 @@ func (s *Server) listVolumes(r *request) error {
 	}
 	out := volume.ListResponse{Volumes: []volume.Volume{}, Warnings: nil}
 	for _, v := range list {
-		if f.contains("name", v.Name) && f.labels("label", v.Labels) && f.exact("driver", v.Driver) && (!asked || dangling == (len(used[v.Name]) == 0)) {
+		if names.match(v.Name) && f.labels("label", v.Labels) && f.exact("driver", v.Driver) && (!asked || dangling == (len(used[v.Name]) == 0)) {
 			out.Volumes = append(out.Volumes, v)
 		}
 	}
