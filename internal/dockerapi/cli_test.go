@@ -66,7 +66,7 @@ func newTestServer(t *testing.T) (*Server, *fake) {
 // begins with "$ " stands what it prints.
 func TestStories(t *testing.T) {
 	if _, err := exec.LookPath("docker"); err != nil {
-		t.Skip("the docker CLI is not on the PATH: put its static binary there (see the README)")
+		t.Skip("the docker CLI is not on the PATH: run `make docker-cli`")
 	}
 	files, err := filepath.Glob("testdata/cli/*.txt")
 	if err != nil || len(files) == 0 {

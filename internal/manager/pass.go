@@ -15,8 +15,7 @@ import (
 	"github.com/skep-swarm/skep/internal/state"
 )
 
-// maxRounds bounds how often the deciders run over one service in a pass. They settle in three or
-// four; one that does not is planned again in the next pass.
+// maxRounds bounds a pass's rounds over one service: it settles in three or four, or is planned again in the next pass.
 const maxRounds = 16
 
 // settleFor is how long a refused service rests before it is planned again with the rest.
@@ -25,11 +24,10 @@ const settleFor = model.Time(50 * time.Millisecond)
 // actor is who the log says the loop is.
 const actor = "swarm"
 
-// Planner is the leader's pass without its clock, its log and its waiting: a plain value that is told what
-// was applied and which nodes were seen, and answers with the batches to propose. The loop
-// drives one for each time of leading, a simulator any number of them. Not safe for concurrent use.
-//
-// wall is the member's clock as the swarm's time, clock the same moment for leases, which must not jump.
+// Planner is the leader's pass without its clock, its log and its waiting: a plain value that is told what was applied and
+// which nodes were seen, and answers with the batches to propose. The loop drives one for each time of leading, a simulator
+// any number of them. wall is the member's clock as the swarm's time, clock the same moment for leases, which must not jump.
+// Not safe for concurrent use.
 type Planner struct {
 	dirty  *dirty
 	nodes  *nodeStates
@@ -77,8 +75,7 @@ func (p *Planner) event(e leaseEvent) {
 // settled reports whether a whole lease has passed, so that silence of a node means something.
 func (p *Planner) settled(clock time.Time) bool { return clock.Sub(p.began) >= p.lease() }
 
-// Wait is how long it takes until something is due without anybody touching anything; 0 when work
-// is left over.
+// Wait is how long it takes until something is due without anybody touching anything; 0 when work is left over.
 func (p *Planner) Wait(wall model.Time, clock time.Time) time.Duration {
 	if len(p.dirty.services) > 0 || len(p.dirty.nodes) > 0 {
 		return 0

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -38,12 +39,6 @@ type Server struct {
 	known   map[uint64]bool // networks that a table was given for
 	drafts  map[uint64]*draft
 	scopes  uint32
-}
-
-// draft is a complete table whose parts are arriving.
-type draft struct {
-	id  uint64
-	net *network
 }
 
 // New makes a Server without any tasks. It starts nothing.
@@ -151,16 +146,6 @@ func (s *Server) configure(c *client, cfg TaskNames) {
 	}
 }
 
-// network returns the one of a number, made when it is new; s.mu is held.
-func (s *Server) network(id uint64) *network {
-	n := s.nets[id]
-	if n == nil {
-		n = newNetwork(id)
-		s.nets[id] = n
-	}
-	return n
-}
-
 // Close closes a task's sockets and ends what is under way for it. What is not open is no error.
 func (s *Server) Close(id string) error {
 	s.mu.Lock()
@@ -187,84 +172,6 @@ func (s *Server) Close(id string) error {
 	return nil
 }
 
-// sweep drops networks that nobody gave a table for and no task looks at; s.mu is held.
-func (s *Server) sweep() {
-	used := make(map[uint64]bool, len(s.nets))
-	for _, c := range s.clients {
-		for _, n := range c.nets {
-			used[n.id] = true
-		}
-	}
-	for id := range s.nets {
-		if !used[id] && !s.known[id] {
-			delete(s.nets, id)
-		}
-	}
-}
-
-// Set takes a table, or a part of one. With an error nothing has changed.
-func (s *Server) Set(t *Table) error {
-	if err := t.check(); err != nil {
-		return err
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if t.Gone {
-		delete(s.drafts, t.Network)
-		delete(s.known, t.Network)
-		if n := s.nets[t.Network]; n != nil {
-			*n = *newNetwork(t.Network)
-		}
-		s.sweep()
-		return nil
-	}
-	if !s.known[t.Network] && len(s.known) >= MaxNetworks {
-		return fmt.Errorf("tables of %d networks are known, which is the limit", MaxNetworks)
-	}
-	if err := s.room(t); err != nil {
-		return err
-	}
-	if !t.Complete {
-		if !s.known[t.Network] {
-			return fmt.Errorf("changes to the names of network %d, whose table is not known: send it complete", t.Network)
-		}
-		s.nets[t.Network].apply(t)
-		return nil
-	}
-	d := s.drafts[t.Network]
-	if d == nil || d.id != t.Draft {
-		if d == nil && len(s.drafts) >= MaxNetworks {
-			return errors.New("too many tables of names are half sent")
-		}
-		d = &draft{t.Draft, newNetwork(t.Network)}
-		s.drafts[t.Network] = d
-	}
-	d.net.apply(t)
-	if !t.More {
-		delete(s.drafts, t.Network)
-		*s.network(t.Network) = *d.net
-		s.known[t.Network] = true
-	}
-	return nil
-}
-
-// room refuses a table that would be too much; s.mu is held.
-func (s *Server) room(t *Table) error {
-	rows := len(t.Services) + len(t.Tasks)
-	for id, n := range s.nets {
-		if id != t.Network || !t.Complete {
-			rows += n.rows()
-		}
-	}
-	for _, d := range s.drafts {
-		rows += d.net.rows()
-	}
-	if rows > MaxRows {
-		return fmt.Errorf("tables of names with %d rows, the limit is %d", rows, MaxRows)
-	}
-	return nil
-}
-
 // An Opened is a task whose names are answered.
 type Opened struct {
 	TaskNames
@@ -279,24 +186,7 @@ func (s *Server) Tasks() []Opened {
 	for _, c := range s.clients {
 		out = append(out, Opened{c.cfg, c.ports})
 	}
-	slices.SortFunc(out, func(a, b Opened) int {
-		if a.ID < b.ID {
-			return -1
-		}
-		return 1
-	})
-	return out
-}
-
-// Networks lists the networks that tables were given for, sorted.
-func (s *Server) Networks() []uint64 {
-	s.mu.RLock()
-	defer s.mu.RUnlock()
-	out := make([]uint64, 0, len(s.known))
-	for id := range s.known {
-		out = append(out, id)
-	}
-	slices.Sort(out)
+	slices.SortFunc(out, func(a, b Opened) int { return strings.Compare(a.ID, b.ID) })
 	return out
 }
 
