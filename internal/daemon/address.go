@@ -19,7 +19,10 @@ func listenAddress(s string) (string, error) {
 	if s == "" {
 		s = "0.0.0.0"
 	}
-	host, port := splitPort(s)
+	host, port, err := splitPort(s, defaultSwarmPort)
+	if err != nil {
+		return "", model.Invalidf("invalid ListenAddr %s: %s", s, err)
+	}
 	ip, err := interfaceOrAddr(host)
 	if err != nil {
 		return "", model.Invalidf("invalid ListenAddr: %s", err)
@@ -27,16 +30,20 @@ func listenAddress(s string) (string, error) {
 	return net.JoinHostPort(ip.String(), port), nil
 }
 
-// advertiseAddress completes --advertise-addr, or finds the address that other nodes would use.
+// advertiseAddress completes --advertise-addr, or finds the address that other nodes would use. Its port is that of listen, a
+// complete address, unless it has one of its own.
 func advertiseAddress(s, fallback, listen string) (string, error) {
 	if s == "" {
 		s = fallback
 	}
-	_, port := splitPort(listen)
+	here, port, err := net.SplitHostPort(listen)
+	if err != nil {
+		return "", fmt.Errorf("listen address: %w", err)
+	}
 	if s != "" {
-		host, p := splitPort(s)
-		if _, _, err := net.SplitHostPort(s); err == nil {
-			port = p
+		host, port, err := splitPort(s, port)
+		if err != nil {
+			return "", model.Invalidf("invalid AdvertiseAddr %s: %s", s, err)
 		}
 		ip, err := interfaceOrAddr(host)
 		if err != nil || ip.IsUnspecified() {
@@ -44,10 +51,8 @@ func advertiseAddress(s, fallback, listen string) (string, error) {
 		}
 		return net.JoinHostPort(ip.String(), port), nil
 	}
-	if host, _ := splitPort(listen); host != "" {
-		if ip, err := netip.ParseAddr(host); err == nil && !ip.IsUnspecified() {
-			return net.JoinHostPort(ip.String(), port), nil
-		}
+	if ip, err := netip.ParseAddr(here); err == nil && !ip.IsUnspecified() {
+		return net.JoinHostPort(ip.String(), port), nil
 	}
 	ip, err := systemAddress()
 	if err != nil {
@@ -56,15 +61,19 @@ func advertiseAddress(s, fallback, listen string) (string, error) {
 	return net.JoinHostPort(ip.String(), port), nil
 }
 
-func splitPort(s string) (host, port string) {
-	host, port, err := net.SplitHostPort(s)
-	if err != nil || port == "" {
-		return strings.Trim(s, "[]"), defaultSwarmPort
+// splitPort splits an address that may come without a port.
+func splitPort(s, without string) (host, port string, err error) {
+	host, port, err = net.SplitHostPort(s)
+	switch {
+	case err != nil:
+		return strings.Trim(s, "[]"), without, nil
+	case port == "":
+		return host, without, nil
 	}
 	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
-		return host, defaultSwarmPort
+		return "", "", fmt.Errorf("port %q: want a number from 1 to 65535", port)
 	}
-	return host, port
+	return host, port, nil
 }
 
 func interfaceOrAddr(s string) (netip.Addr, error) {

@@ -160,8 +160,7 @@ func (b *backend) Local() dockerapi.Local {
 	if a == nil {
 		return dockerapi.Local{State: swarm.LocalNodeStateInactive}
 	}
-	addr, _ := splitPort(a.id.AdvertiseAddr)
-	l := dockerapi.Local{State: swarm.LocalNodeStateActive, Manager: a.id.Manager, Node: a.id.Node, NodeID: a.id.NodeID, Addr: addr}
+	l := dockerapi.Local{State: swarm.LocalNodeStateActive, Manager: a.id.Manager, Node: a.id.Node, NodeID: a.id.NodeID, Addr: a.id.addr()}
 	s := a.replica.Snapshot()
 	if s.Cluster() == nil {
 		l.State = swarm.LocalNodeStatePending

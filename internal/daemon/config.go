@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/moby/moby/api/types/swarm"
@@ -30,7 +31,8 @@ type Config struct {
 	AdvertiseAddr          string
 	Labels                 map[string]string
 	GenericResources       []swarm.GenericResource
-	AddressPools           []netip.Prefix
+	AddressPools           []netip.Prefix // for overlay networks of a swarm that is made without pools
+	SubnetSize             uint32         // of each network, when there are AddressPools
 	InsecureRegistries     []string
 	RegistryMirrors        []string
 	LogLevel, LogFormat    string
@@ -88,7 +90,7 @@ func (c *Config) flags(f *pflag.FlagSet, text *flagText) {
 	f.StringVar(&c.AdvertiseAddr, "swarm-default-advertise-addr", "", "address or interface to advertise to other nodes")
 	f.StringArrayVar(&text.labels, "label", nil, "engine label KEY=VALUE")
 	f.StringArrayVar(&text.resources, "node-generic-resource", nil, "generic resource KIND=VALUE of this node")
-	f.StringArrayVar(&text.pools, "default-address-pool", nil, "pool for overlay networks, base=CIDR,size=N")
+	f.StringArrayVar(&text.pools, "default-address-pool", nil, "pool for overlay networks, base=CIDR,size=N: their subnets are cut out of it, each with a prefix of N bits [24]")
 	f.StringArrayVar(&c.InsecureRegistries, "insecure-registry", nil, "registry to speak to without TLS")
 	f.StringArrayVar(&c.RegistryMirrors, "registry-mirror", nil, "mirror of Docker Hub")
 	f.StringVarP(&c.LogLevel, "log-level", "l", "info", "debug, info, warn or error")
@@ -199,23 +201,65 @@ func (c *Config) parse(text *flagText) (err error) {
 	if c.GenericResources, err = parseGeneric(text.resources); err != nil {
 		return err
 	}
-	for _, p := range text.pools {
-		prefix, err := parsePool(p)
-		if err != nil {
-			return fmt.Errorf("--default-address-pool %q: %w", p, err)
-		}
-		c.AddressPools = append(c.AddressPools, prefix)
-	}
-	return nil
+	c.AddressPools, c.SubnetSize, err = parsePools(text.pools)
+	return err
 }
 
-func parsePool(s string) (netip.Prefix, error) {
-	for part := range strings.SplitSeq(s, ",") {
-		if base, ok := strings.CutPrefix(part, "base="); ok {
-			return netip.ParsePrefix(base)
+// Sizes of subnets: Docker's default for a swarm, and the smallest that has room for tasks.
+const (
+	defaultSubnetSize = 24
+	maxSubnetSize     = 29
+)
+
+// parsePools reads base=CIDR,size=N, or CIDR alone, for each pool. A swarm makes all its subnets of one size.
+func parsePools(list []string) (pools []netip.Prefix, size uint32, err error) {
+	for _, text := range list {
+		pool, n, err := parsePool(text)
+		if err == nil && len(pools) > 0 && n != size {
+			err = fmt.Errorf("its size is %d and that of the pool before it %d: all pools of a swarm have one", n, size)
+		}
+		for _, other := range pools {
+			if err == nil && other.Overlaps(pool) {
+				err = fmt.Errorf("it overlaps with the pool %s", other)
+			}
+		}
+		if err != nil {
+			return nil, 0, fmt.Errorf("--default-address-pool %q: %w", text, err)
+		}
+		pools, size = append(pools, pool), n
+	}
+	return pools, size, nil
+}
+
+func parsePool(text string) (pool netip.Prefix, size uint32, err error) {
+	size = defaultSubnetSize
+	if !strings.Contains(text, "=") {
+		text = "base=" + text
+	}
+	for part := range strings.SplitSeq(text, ",") {
+		key, value, _ := strings.Cut(part, "=")
+		switch key {
+		case "base":
+			if pool, err = netip.ParsePrefix(value); err != nil {
+				return pool, 0, err
+			}
+		case "size":
+			n, err := strconv.ParseUint(value, 10, 8)
+			if err != nil {
+				return pool, 0, fmt.Errorf("size %q is no number of bits", value)
+			}
+			size = uint32(n)
+		default:
+			return pool, 0, fmt.Errorf("%q is not of the form base=CIDR,size=N", part)
 		}
 	}
-	return netip.ParsePrefix(s)
+	if !pool.IsValid() || !pool.Addr().Is4() {
+		return pool, 0, errors.New("want an IPv4 network as base, such as base=10.20.0.0/16,size=24")
+	}
+	if size < uint32(pool.Bits()) || size > maxSubnetSize {
+		return pool, 0, fmt.Errorf("subnets of size %d: want %d to %d", size, pool.Bits(), maxSubnetSize)
+	}
+	return pool.Masked(), size, nil
 }
 
 // parseGeneric reads KIND=NUMBER (so many alike) and KIND=NAME (one by name).

@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -24,11 +25,11 @@ func parseArgs(t *testing.T, args ...string) (*Config, error) {
 
 func TestFlags(t *testing.T) {
 	c, err := parseArgs(t, "--exec-root", "/run/x", "--label", "zone=a", "--node-generic-resource", "gpu=2", "--node-generic-resource", "fpga=one",
-		"--default-address-pool", "base=10.9.0.0/16,size=24", "--iptables=false", "--storage-driver", "overlay2", "--experimental", "-D")
+		"--default-address-pool", "base=10.9.0.0/16,size=26", "--iptables=false", "--storage-driver", "overlay2", "--experimental", "-D")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if c.Hosts[0] != "unix:///run/x/skep.sock" || c.Labels["zone"] != "a" || c.LogLevel != "debug" || c.AddressPools[0].String() != "10.9.0.0/16" {
+	if c.Hosts[0] != "unix:///run/x/skep.sock" || c.Labels["zone"] != "a" || c.LogLevel != "debug" || c.AddressPools[0].String() != "10.9.0.0/16" || c.SubnetSize != 26 {
 		t.Errorf("config = %+v", c)
 	}
 	want := []swarm.GenericResource{{DiscreteResourceSpec: &swarm.DiscreteGenericResource{Kind: "gpu", Value: 2}}, {NamedResourceSpec: &swarm.NamedGenericResource{Kind: "fpga", Value: "one"}}}
@@ -43,6 +44,14 @@ func TestBadFlags(t *testing.T) {
 		{"--node-generic-resource gpu", "not of the form KIND=VALUE"},
 		{"--node-generic-resource gpu=-1", "not negative"},
 		{"--default-address-pool base=x", "--default-address-pool"},
+		{"--default-address-pool size=24", "want an IPv4 network"},
+		{"--default-address-pool fd00::/64", "want an IPv4 network"},
+		{"--default-address-pool base=10.0.0.0/8,size=many", "no number of bits"},
+		{"--default-address-pool base=10.0.0.0/8,size=30", "want 8 to 29"},
+		{"--default-address-pool 10.0.0.0/25", "want 25 to 29"},
+		{"--default-address-pool base=10.0.0.0/8,mask=24", "not of the form"},
+		{"--default-address-pool 10.0.0.0/8 --default-address-pool 10.1.0.0/16", "overlaps with the pool 10.0.0.0/8"},
+		{"--default-address-pool 10.0.0.0/16 --default-address-pool base=10.1.0.0/16,size=25", "all pools of a swarm have one"},
 		{"--exec-root /" + strings.Repeat("x", 60), "too long for the sockets"},
 		{"--config-file /does/not/exist", "config file"},
 		{"stray", "unknown command"},
@@ -65,7 +74,7 @@ func TestConfigFile(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if c.DataRoot != "/srv/skep" || len(c.Hosts) != 2 || c.Labels["zone"] != "a" || c.LogLevel != "debug" || c.AddressPools[0].String() != "10.8.0.0/16" {
+	if c.DataRoot != "/srv/skep" || len(c.Hosts) != 2 || c.Labels["zone"] != "a" || c.LogLevel != "debug" || c.AddressPools[0].String() != "10.8.0.0/16" || c.SubnetSize != 24 {
 		t.Errorf("config = %+v", c)
 	}
 	for text, want := range map[string]string{
@@ -129,21 +138,26 @@ func TestListen(t *testing.T) {
 }
 
 func TestAddresses(t *testing.T) {
-	for in, want := range map[string]string{"": "0.0.0.0:2377", "127.0.0.1": "127.0.0.1:2377", "127.0.0.1:99": "127.0.0.1:99", "[::]:2377": "[::]:2377", "lo": "127.0.0.1:2377"} {
-		if in == "lo" {
-			continue // loopback addresses are not for others
-		}
+	for in, want := range map[string]string{"": "0.0.0.0:2377", "127.0.0.1": "127.0.0.1:2377", "127.0.0.1:99": "127.0.0.1:99", "[::]:2377": "[::]:2377", "127.0.0.1:": "127.0.0.1:2377"} {
 		if got, err := listenAddress(in); err != nil || got != want {
 			t.Errorf("listenAddress(%q) = %q, %v; want %q", in, got, err, want)
 		}
 	}
-	if _, err := listenAddress("nosuchif"); err == nil || !strings.Contains(err.Error(), "invalid ListenAddr") {
-		t.Errorf("unknown interface: %v", err)
+	for in, want := range map[string]string{
+		"nosuchif": "invalid ListenAddr", "127.0.0.1:65536": "want a number from 1 to 65535", "127.0.0.1:0": "want a number from 1 to 65535",
+		"lo": "no usable IP address", // loopback addresses are not for others
+	} {
+		if _, err := listenAddress(in); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("listenAddress(%q): %v, want …%s…", in, err, want)
+		}
 	}
 	for in, want := range map[string]string{"192.0.2.1": "192.0.2.1:99", "192.0.2.1:1234": "192.0.2.1:1234", "2001:db8::1": "[2001:db8::1]:99"} {
 		if got, err := advertiseAddress(in, "", "0.0.0.0:99"); err != nil || got != want {
 			t.Errorf("advertiseAddress(%q) = %q, %v; want %q", in, got, err, want)
 		}
+	}
+	if _, err := advertiseAddress("192.0.2.1:http", "", "0.0.0.0:99"); err == nil || !strings.Contains(err.Error(), "want a number from 1 to 65535") {
+		t.Errorf("a port that is none: %v", err)
 	}
 	for _, in := range []string{"0.0.0.0", "::", "nosuchif"} {
 		if _, err := advertiseAddress(in, "", "0.0.0.0:99"); err == nil || !strings.Contains(err.Error(), "non-zero IP address") {
@@ -183,9 +197,33 @@ func TestIdentityOnDisk(t *testing.T) {
 func founded(t *testing.T, cfg *Config) *founding {
 	t.Helper()
 	h := &host{cfg: cfg, machine: &machine{}}
-	f, err := h.found(swarm.InitRequest{ListenAddr: "127.0.0.1:0", AdvertiseAddr: "127.0.0.1"})
+	free, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	free.Close()
+	f, err := h.found(swarm.InitRequest{ListenAddr: free.Addr().String(), AdvertiseAddr: "127.0.0.1", SubnetSize: 24})
 	if err != nil {
 		t.Fatal(err)
 	}
 	return f
+}
+
+// TestPoolsOfANewSwarm: who makes a swarm without pools gets the daemon's, with their size.
+func TestPoolsOfANewSwarm(t *testing.T) {
+	pool := netip.MustParsePrefix("10.9.0.0/16")
+	for _, tt := range []struct {
+		cfg  Config
+		pool string
+		size uint32
+	}{
+		{Config{}, "10.0.0.0/8", 24},
+		{Config{AddressPools: []netip.Prefix{pool}, SubnetSize: 26}, "10.9.0.0/16", 26},
+	} {
+		tt.cfg.DataRoot = t.TempDir()
+		c := founded(t, &tt.cfg).cluster
+		if len(c.DefaultAddrPool) != 1 || c.DefaultAddrPool[0].String() != tt.pool || c.SubnetSize != tt.size {
+			t.Errorf("pools %v of subnets of %d bits, want %s of %d", c.DefaultAddrPool, c.SubnetSize, tt.pool, tt.size)
+		}
+	}
 }

@@ -17,12 +17,6 @@ import (
 // featureLevel is what this version writes at most; see docs/upgrade.md.
 const featureLevel = 1
 
-// Docker's defaults for a new swarm.
-const (
-	defaultDataPathPort = 4789
-	defaultSubnetSize   = 24
-)
-
 // founding is a new swarm before its log exists.
 type founding struct {
 	id      *identity
@@ -30,7 +24,8 @@ type founding struct {
 	node    *model.Node
 }
 
-// found makes the identity of a new swarm and of its first node, on disk.
+// found makes the identity of a new swarm and of its first node, on disk. The request is complete but for its addresses
+// and pools.
 func (h *host) found(req swarm.InitRequest) (*founding, error) {
 	listen, err := listenAddress(req.ListenAddr)
 	if err != nil {
@@ -75,17 +70,13 @@ func (f *founding) fill(h *host, req swarm.InitRequest) (err error) {
 	}
 	c.GatewayULA = netplan.Pool6(c.Namer().ClusterID())
 	c.DefaultAddrPool, c.SubnetSize, c.DataPathPort = req.DefaultAddrPool, req.SubnetSize, req.DataPathPort
-	if len(c.DefaultAddrPool) == 0 {
-		c.DefaultAddrPool = h.cfg.AddressPools
-	}
-	if len(c.DefaultAddrPool) == 0 {
+	switch {
+	case len(c.DefaultAddrPool) > 0:
+	case len(h.cfg.AddressPools) > 0:
+		// The request's size is that of the pools which it did not name.
+		c.DefaultAddrPool, c.SubnetSize = h.cfg.AddressPools, h.cfg.SubnetSize
+	default:
 		c.DefaultAddrPool = []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}
-	}
-	if c.SubnetSize == 0 {
-		c.SubnetSize = defaultSubnetSize
-	}
-	if c.DataPathPort == 0 {
-		c.DataPathPort = defaultDataPathPort
 	}
 	if c.WorkerSecret, err = pki.NewSecret(rand.Reader); err != nil {
 		return err
@@ -98,15 +89,10 @@ func (f *founding) fill(h *host, req swarm.InitRequest) (err error) {
 }
 
 func (f *founding) makeNode(h *host, req swarm.InitRequest) {
-	addr, _ := splitPort(f.id.AdvertiseAddr)
-	availability := req.Availability
-	if availability == "" {
-		availability = swarm.NodeAvailabilityActive
-	}
 	f.node = &model.Node{
-		ID: 1, Spec: swarm.NodeSpec{Role: swarm.NodeRoleManager, Availability: availability},
+		ID: 1, Spec: swarm.NodeSpec{Role: swarm.NodeRoleManager, Availability: req.Availability},
 		Description: swarm.NodeDescription{Hostname: h.machine.Name},
-		State:       swarm.NodeStateUnknown, Addr: addr, ManagerAddr: f.id.AdvertiseAddr,
+		State:       swarm.NodeStateUnknown, Addr: f.id.addr(), ManagerAddr: f.id.AdvertiseAddr,
 		Gateway6: netplan.Block6(f.cluster.GatewayULA, 1),
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"os"
 	"path/filepath"
 	"sync/atomic"
@@ -31,6 +32,15 @@ type identity struct {
 	Founding bool `json:"founding,omitempty"`
 
 	creds atomic.Pointer[pki.Credentials]
+}
+
+// addr is the host part of AdvertiseAddr.
+func (id *identity) addr() string {
+	host, _, err := net.SplitHostPort(id.AdvertiseAddr)
+	if err != nil {
+		return id.AdvertiseAddr
+	}
+	return host
 }
 
 type hexKey [32]byte
@@ -88,7 +98,7 @@ func readCredentials(cfg *Config) (*pki.Credentials, error) {
 		}
 	}
 	chain, err := pki.DecodeCerts(pem[0])
-	if err != nil || len(chain) == 0 {
+	if err != nil {
 		return nil, fmt.Errorf("node certificate in %s: none can be read: %w", filepath.Dir(cfg.certPath(certFile)), err)
 	}
 	at := time.Now()
