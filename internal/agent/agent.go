@@ -111,6 +111,8 @@ type Config struct {
 	Version string
 	// ResolvConf is the host's resolver configuration [/etc/resolv.conf].
 	ResolvConf string
+	// Hosts is the host's own table of names [/etc/hosts].
+	Hosts string
 	// Parallel bounds the tasks that are prepared, started or removed at a time [8].
 	Parallel int
 	// FlushDelay is how long a status waits for others to be reported with [10 ms].
@@ -125,6 +127,9 @@ func (c *Config) check() error {
 	}
 	if c.ResolvConf == "" {
 		c.ResolvConf = "/etc/resolv.conf"
+	}
+	if c.Hosts == "" {
+		c.Hosts = "/etc/hosts"
 	}
 	if c.Parallel <= 0 {
 		c.Parallel = 8

@@ -68,9 +68,8 @@ func (c *controller) Prepare(ctx context.Context) ([]swarm.PortConfig, error) {
 		}
 	}
 	wanted := tpl.hostPorts
-	if tpl.msg.NetMode == string(model.NetHost) {
-		// It listens on the host itself: a port that was held for it would be in its way.
-		spec.NetNS, wanted = runtime.HostNetNS, nil
+	if spec.NetNS == runtime.HostNetNS {
+		wanted = nil // it listens on the host itself: a port that was held for it would be in its way
 	}
 	release, err := c.slot(ctx)
 	if err != nil {

@@ -34,11 +34,26 @@ func (a *Agent) writeFiles(spec *runtime.Spec, gw netplan.Task) error {
 	} else {
 		resolv = hostResolv(resolv, spec.Task.ContainerSpec.DNSConfig)
 	}
+	hosts, err := a.hosts(spec, host, gw)
+	if err != nil {
+		return err
+	}
 	spec.HostsFile, spec.HostnameFile, spec.ResolvConf = filepath.Join(dir, "hosts"), filepath.Join(dir, "hostname"), filepath.Join(dir, "resolv.conf")
 	return errors.Join(
-		writeOnce(spec.HostsFile, hostsFile(host, addresses(gw), spec.Task.ContainerSpec.Hosts)),
+		writeOnce(spec.HostsFile, hosts),
 		writeOnce(spec.HostnameFile, []byte(host+"\n")),
 		writeOnce(spec.ResolvConf, resolv))
+}
+
+// hosts is a container's /etc/hosts. In the host's network it is the host's own, unless the service has names to add to Docker's.
+func (a *Agent) hosts(spec *runtime.Spec, name string, gw netplan.Task) ([]byte, error) {
+	extra := spec.Task.ContainerSpec.Hosts
+	if spec.NetNS == runtime.HostNetNS && len(extra) == 0 {
+		if own, err := os.ReadFile(a.cfg.Hosts); !errors.Is(err, fs.ErrNotExist) {
+			return own, err
+		}
+	}
+	return hostsFile(name, addresses(gw), extra), nil
 }
 
 // writeOnce writes in place, because the file may be bound into a container that runs already; equal content is left alone.

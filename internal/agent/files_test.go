@@ -12,6 +12,7 @@ import (
 	"github.com/moby/moby/api/types/swarm"
 	"github.com/skep-swarm/skep/internal/model"
 	"github.com/skep-swarm/skep/internal/netplan"
+	"github.com/skep-swarm/skep/internal/runtime"
 	"github.com/skep-swarm/skep/internal/wire/pb"
 )
 
@@ -136,5 +137,47 @@ func TestForget(t *testing.T) {
 	}
 	if _, err := os.Stat(filepath.Join(h.config().Dir, journalName)); err == nil {
 		t.Error("the node's record is left")
+	}
+}
+
+// A task in the host's network goes by the host's name and knows the names that the host knows, unless its service says otherwise.
+func TestFilesInHostNetwork(t *testing.T) {
+	const own = "127.0.0.1 localhost\n192.0.2.7 gateway.example\n"
+	head, id := string(hostsFile("", nil, nil)), ContainerID("t1")[:12]
+	for _, c := range []struct {
+		name, mode, hostname, hosts string
+		extra                       []string
+		wantName, wantHosts         string
+	}{
+		{"the host's", "host", "", own, nil, "host1", own},
+		{"a name of its own", "host", "bee", own, nil, "bee", own},
+		{"names added", "host", "", own, []string{"10.9.9.9 db"}, "host1", head + "10.9.9.9\tdb\n"},
+		{"a host without names", "host", "", "", nil, "host1", head},
+		{"no network", "none", "", own, nil, id, head},
+	} {
+		dir := t.TempDir()
+		a := &Agent{node: &pb.NodeInfo{NodeId: "node1"}, hostname: "host1", cfg: Config{Containers: dir, Hosts: filepath.Join(dir, "hosts"), ResolvConf: filepath.Join(dir, "none")}}
+		if c.hosts != "" {
+			if err := os.WriteFile(a.cfg.Hosts, []byte(c.hosts), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		task := simpleSpec()
+		task.ContainerSpec.Hostname, task.ContainerSpec.Hosts = c.hostname, c.extra
+		spec, err := a.buildSpec(&pb.Task{Id: "t1"}, &template{spec: task, msg: &pb.Template{ServiceName: "web", NetMode: c.mode}})
+		if err == nil {
+			err = a.writeFiles(&spec, netplan.Task{})
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		hosts, herr := os.ReadFile(spec.HostsFile)
+		name, nerr := os.ReadFile(spec.HostnameFile)
+		if herr != nil || nerr != nil || string(hosts) != c.wantHosts || string(name) != c.wantName+"\n" {
+			t.Errorf("%s: hosts %q, hostname %q (%v, %v); want %q, %q", c.name, hosts, name, herr, nerr, c.wantHosts, c.wantName)
+		}
+		if inHost := spec.NetNS == runtime.HostNetNS; inHost != (c.mode == "host") || spec.Hostname != strings.TrimSuffix(c.wantName, id) {
+			t.Errorf("%s: hostname %q, network %q", c.name, spec.Hostname, spec.NetNS)
+		}
 	}
 }

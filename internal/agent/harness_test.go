@@ -467,7 +467,7 @@ func (h *host) config() Config {
 		Describe: func(context.Context) (Description, error) {
 			return Description{Node: swarm.NodeDescription{Hostname: "host1", Platform: swarm.Platform{OS: "linux", Architecture: "x86_64"}}}, nil
 		},
-		Log: slog.New(slog.DiscardHandler), ResolvConf: filepath.Join(h.dir, "resolv.conf"),
+		Log: slog.New(slog.DiscardHandler), ResolvConf: filepath.Join(h.dir, "resolv.conf"), Hosts: filepath.Join(h.dir, "hosts"),
 	}
 }
 

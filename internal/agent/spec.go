@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"maps"
@@ -10,6 +11,7 @@ import (
 
 	"github.com/moby/moby/api/types/mount"
 	"github.com/moby/moby/api/types/swarm"
+	"github.com/skep-swarm/skep/internal/model"
 	"github.com/skep-swarm/skep/internal/runtime"
 	"github.com/skep-swarm/skep/internal/wire"
 	"github.com/skep-swarm/skep/internal/wire/pb"
@@ -77,6 +79,10 @@ func (a *Agent) buildSpec(m *pb.Task, tpl *template) (runtime.Spec, error) {
 	var err error
 	if spec.Hostname, err = s.expand(cs.Hostname); err != nil {
 		return spec, runtime.Invalid("expanding hostname failed: %v", err)
+	}
+	if tpl.msg.NetMode == string(model.NetHost) {
+		// Where it has the host's addresses it goes by the host's name.
+		spec.NetNS, spec.Hostname = runtime.HostNetNS, cmp.Or(spec.Hostname, s.Node.Hostname)
 	}
 	cs.Hostname = spec.Hostname
 	if spec.Env, err = s.expandAll(cs.Env); err != nil {
