@@ -105,7 +105,7 @@ func (d *differ) walk(dir *os.File, lower []*os.File, name string, depth int) (i
 
 // entry compares one entry of a directory, and reports whether it is left out.
 func (d *differ) entry(dir *os.File, lower []*os.File, base, name string, depth int) (ignored bool, err error) {
-	st, err := lookAt(dir, base)
+	st, err := place{dir, base}.status()
 	if err != nil || st == nil {
 		return false, err // it went meanwhile
 	}
@@ -169,7 +169,7 @@ func (d *differ) gone(dir *os.File, lower []*os.File, name string) error {
 				continue
 			}
 			seen[n] = true
-			now, err := lookAt(dir, n)
+			now, err := place{dir, n}.status()
 			if err != nil {
 				return err
 			}
@@ -186,7 +186,7 @@ func (d *differ) gone(dir *os.File, lower []*os.File, name string) error {
 // existed reports whether the merged lower directories have an entry.
 func existed(lower []*os.File, base string) bool {
 	for _, l := range lower {
-		if st, err := lookAt(l, base); err == nil && st != nil {
+		if st, err := (place{l, base}).status(); err == nil && st != nil {
 			return !whiteout(st)
 		}
 	}
@@ -197,7 +197,7 @@ func existed(lower []*os.File, base string) bool {
 func merged(lower []*os.File, base string) ([]*os.File, error) {
 	var out []*os.File
 	for _, l := range lower {
-		st, err := lookAt(l, base)
+		st, err := place{l, base}.status()
 		if err != nil {
 			return out, err
 		}
@@ -217,19 +217,6 @@ func merged(lower []*os.File, base string) ([]*os.File, error) {
 		}
 	}
 	return out, nil
-}
-
-// lookAt is what an entry is; nil when it is not there.
-func lookAt(dir *os.File, base string) (*unix.Stat_t, error) {
-	var st unix.Stat_t
-	err := unix.Fstatat(int(dir.Fd()), base, &st, unix.AT_SYMLINK_NOFOLLOW)
-	if errors.Is(err, unix.ENOENT) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, &fs.PathError{Op: "stat", Path: path.Join(dir.Name(), base), Err: err}
-	}
-	return &st, nil
 }
 
 // whiteout reports whether an entry is overlayfs's mark of one that was deleted.

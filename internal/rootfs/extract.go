@@ -159,35 +159,15 @@ func (x *extractor) entry(h *tar.Header, content io.Reader) error {
 		return err
 	}
 	defer parent.Close()
-	base := path.Base(name)
-	exists, err := x.makeRoom(parent, base, h)
+	at := place{parent, path.Base(name)}
+	exists, err := x.makeRoom(at, h)
 	if err == nil {
-		err = x.make(parent, base, h, content, exists)
+		err = x.make(at, h, content, exists)
 	}
 	if errors.Is(err, unix.EROFS) {
 		return x.root.readOnly(parent)
 	}
 	return err
-}
-
-// mountPoint reports whether something is mounted over an entry.
-func mountPoint(parent *os.File, base string) (bool, error) {
-	var dir, entry unix.Statx_t
-	const want = unix.STATX_BASIC_STATS | unix.STATX_MNT_ID
-	err := unix.Statx(int(parent.Fd()), "", unix.AT_EMPTY_PATH|unix.AT_SYMLINK_NOFOLLOW, want, &dir)
-	if err == nil {
-		err = unix.Statx(int(parent.Fd()), base, unix.AT_SYMLINK_NOFOLLOW, want, &entry)
-	}
-	if errors.Is(err, unix.ENOENT) {
-		return false, nil
-	}
-	if err != nil {
-		return false, &fs.PathError{Op: "stat", Path: path.Join(parent.Name(), base), Err: err}
-	}
-	if dir.Mask&entry.Mask&unix.STATX_MNT_ID != 0 {
-		return dir.Mnt_id != entry.Mnt_id, nil
-	}
-	return dir.Dev_major != entry.Dev_major || dir.Dev_minor != entry.Dev_minor, nil
 }
 
 // inside is an entry's name from the destination; absolute names begin there too.
@@ -213,71 +193,64 @@ func (x *extractor) parent(name string, depth int) (*os.File, error) {
 		return nil, err
 	}
 	defer above.Close()
-	base := path.Base(name)
-	if err := unix.Mkdirat(int(above.Fd()), base, 0o755); err != nil {
+	at := place{above, path.Base(name)}
+	if err := unix.Mkdirat(int(above.Fd()), at.base, 0o755); err != nil {
 		if errors.Is(err, unix.EROFS) {
 			return nil, x.root.readOnly(above)
 		}
 		// A link that leads nowhere is there and is not.
 		return nil, &fs.PathError{Op: "mkdir", Path: name, Err: err}
 	}
-	if err := x.chown(above, base, &tar.Header{}); err != nil {
+	if err := x.chown(at, &tar.Header{}); err != nil {
 		return nil, err
 	}
 	return x.root.openDir(name)
 }
 
 // makeRoom takes away what an entry replaces; true when it is a directory that stays.
-func (x *extractor) makeRoom(parent *os.File, base string, h *tar.Header) (bool, error) {
-	var st unix.Stat_t
-	err := unix.Fstatat(int(parent.Fd()), base, &st, unix.AT_SYMLINK_NOFOLLOW)
-	if errors.Is(err, unix.ENOENT) {
-		return false, nil
-	}
-	if err != nil {
-		return false, &fs.PathError{Op: "stat", Path: h.Name, Err: err}
+func (x *extractor) makeRoom(at place, h *tar.Header) (bool, error) {
+	st, err := at.status()
+	if err != nil || st == nil {
+		return false, err
 	}
 	isDir, toBe := st.Mode&unix.S_IFMT == unix.S_IFDIR, h.Typeflag == tar.TypeDir
 	switch {
 	case isDir && toBe:
 		return true, nil
 	case isDir:
-		return false, invalid("cannot overwrite directory %q with non-directory %q", path.Join(parent.Name(), base), x.dest)
+		return false, invalid("cannot overwrite directory %q with non-directory %q", at.path(), x.dest)
 	case toBe:
-		return false, invalid("cannot overwrite non-directory %q with directory %q", path.Join(parent.Name(), base), x.dest)
+		return false, invalid("cannot overwrite non-directory %q with directory %q", at.path(), x.dest)
 	}
 	// The kernel protects only the mounts of our own namespace: those of the container would go with the name.
-	if mounted, err := mountPoint(parent, base); err != nil || mounted {
+	if mounted, err := at.mounted(); err != nil || mounted {
 		if err == nil {
-			err = invalid("%s is mounted into the container and cannot be replaced", path.Join(parent.Name(), base))
+			err = invalid("%s is mounted into the container and cannot be replaced", at.path())
 		}
 		return false, err
 	}
-	if err := unix.Unlinkat(int(parent.Fd()), base, 0); err != nil && !errors.Is(err, unix.ENOENT) {
-		return false, &fs.PathError{Op: "replace", Path: h.Name, Err: err}
-	}
-	return false, nil
+	return false, at.remove()
 }
 
-func (x *extractor) make(parent *os.File, base string, h *tar.Header, content io.Reader, exists bool) error {
-	fd, perm := int(parent.Fd()), uint32(h.Mode&0o7777)
+func (x *extractor) make(at place, h *tar.Header, content io.Reader, exists bool) error {
+	fd, base, perm := int(at.dir.Fd()), at.base, uint32(h.Mode&0o7777)
 	var err error
 	switch h.Typeflag {
 	case tar.TypeReg, tar.TypeGNUSparse:
-		return x.makeFile(parent, base, h, content)
+		return x.makeFile(at, h, content)
 	case tar.TypeDir:
 		if !exists {
 			err = unix.Mkdirat(fd, base, perm)
 		}
 		if len(x.dirs) < maxDirs {
-			x.dirs = append(x.dirs, dirTime{path.Join(parent.Name(), base), h.ModTime})
+			x.dirs = append(x.dirs, dirTime{at.path(), h.ModTime})
 		}
 	case tar.TypeSymlink:
 		err = unix.Symlinkat(h.Linkname, fd, base)
 	case tar.TypeFifo:
 		err = unix.Mknodat(fd, base, unix.S_IFIFO|perm, 0)
 	case tar.TypeLink:
-		return x.makeLink(parent, base, h)
+		return x.makeLink(at, h)
 	case tar.TypeChar, tar.TypeBlock:
 		return invalid("the archive's entry %q is a device, which cannot be copied into a container", h.Name)
 	default:
@@ -286,13 +259,13 @@ func (x *extractor) make(parent *os.File, base string, h *tar.Header, content io
 	if err != nil {
 		return &fs.PathError{Op: "make", Path: h.Name, Err: err}
 	}
-	if err := x.chown(parent, base, h); err != nil {
+	if err := x.chown(at, h); err != nil {
 		return err
 	}
 	if h.Typeflag == tar.TypeSymlink {
-		return setTime(parent, base, h.ModTime)
+		return at.setTime(h.ModTime)
 	}
-	f, err := openAt(parent, base, unix.O_PATH|unix.O_NOFOLLOW)
+	f, err := openAt(at.dir, base, unix.O_PATH|unix.O_NOFOLLOW)
 	if err != nil {
 		return err
 	}
@@ -304,12 +277,12 @@ func (x *extractor) make(parent *os.File, base string, h *tar.Header, content io
 	if h.Typeflag == tar.TypeDir {
 		return nil
 	}
-	return setTime(parent, base, h.ModTime)
+	return at.setTime(h.ModTime)
 }
 
-func (x *extractor) makeFile(parent *os.File, base string, h *tar.Header, content io.Reader) error {
+func (x *extractor) makeFile(at place, h *tar.Header, content io.Reader) error {
 	perm := uint32(h.Mode & 0o7777)
-	fd, err := unix.Openat(int(parent.Fd()), base, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
+	fd, err := unix.Openat(int(at.dir.Fd()), at.base, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
 	if err != nil {
 		return &fs.PathError{Op: "create", Path: h.Name, Err: err}
 	}
@@ -328,13 +301,13 @@ func (x *extractor) makeFile(parent *os.File, base string, h *tar.Header, conten
 		}
 	}
 	if err == nil {
-		err = setTime(parent, base, h.ModTime)
+		err = at.setTime(h.ModTime)
 	}
 	if err = errors.Join(err, f.Close()); err == nil {
 		return nil
 	}
 	// Half a file would pass for a whole one, and keep a full disk full.
-	_ = unix.Unlinkat(int(parent.Fd()), base, 0)
+	_ = at.remove()
 	if errors.Is(err, io.ErrUnexpectedEOF) {
 		return err
 	}
@@ -342,7 +315,7 @@ func (x *extractor) makeFile(parent *os.File, base string, h *tar.Header, conten
 }
 
 // makeLink gives a file of the archive one more name.
-func (x *extractor) makeLink(parent *os.File, base string, h *tar.Header) error {
+func (x *extractor) makeLink(at place, h *tar.Header) error {
 	target, err := inside(h.Linkname)
 	if err != nil {
 		return err
@@ -352,7 +325,7 @@ func (x *extractor) makeLink(parent *os.File, base string, h *tar.Header) error 
 		return err
 	}
 	defer dir.Close()
-	if err := unix.Linkat(int(dir.Fd()), path.Base(target), int(parent.Fd()), base, 0); err != nil {
+	if err := unix.Linkat(int(dir.Fd()), path.Base(target), int(at.dir.Fd()), at.base, 0); err != nil {
 		return &fs.PathError{Op: "link", Path: h.Name, Err: err}
 	}
 	return nil
@@ -370,29 +343,12 @@ func (x *extractor) ids(h *tar.Header) (uid, gid int, err error) {
 	return uid, gid, nil
 }
 
-func (x *extractor) chown(parent *os.File, base string, h *tar.Header) error {
+func (x *extractor) chown(at place, h *tar.Header) error {
 	uid, gid, err := x.ids(h)
 	if err != nil {
 		return err
 	}
-	if err := unix.Fchownat(int(parent.Fd()), base, uid, gid, unix.AT_SYMLINK_NOFOLLOW); err != nil {
-		return &fs.PathError{Op: "chown", Path: h.Name, Err: err}
-	}
-	return nil
-}
-
-func setTime(parent *os.File, base string, at time.Time) error {
-	if at.IsZero() || at.Unix() < 0 {
-		at = time.Unix(0, 0)
-	}
-	ts, err := unix.TimeToTimespec(at)
-	if err != nil {
-		return &fs.PathError{Op: "set the time of", Path: path.Join(parent.Name(), base), Err: err}
-	}
-	if err := unix.UtimesNanoAt(int(parent.Fd()), base, []unix.Timespec{ts, ts}, unix.AT_SYMLINK_NOFOLLOW); err != nil {
-		return &fs.PathError{Op: "set the time of", Path: path.Join(parent.Name(), base), Err: err}
-	}
-	return nil
+	return at.chown(uid, gid)
 }
 
 // setTimes gives directories their times back.
@@ -401,7 +357,7 @@ func (x *extractor) setTimes() error {
 		d := x.dirs[i]
 		parent, err := x.root.openDir(path.Dir(d.path))
 		if err == nil {
-			err = setTime(parent, path.Base(d.path), d.at)
+			err = place{parent, path.Base(d.path)}.setTime(d.at)
 			_ = parent.Close()
 		}
 		if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENOTDIR) {

@@ -1,6 +1,7 @@
 package rootfs
 
 import (
+	"archive/tar"
 	"bytes"
 	"context"
 	"errors"
@@ -90,4 +91,32 @@ func sparseArchive(t *testing.T, size int64) []byte {
 	header("GNUSparseFile.0/big", '0', body)
 	out.Write(make([]byte, 1024))
 	return out.Bytes()
+}
+
+// In an archive for a container a whiteout is a file like any other, and attributes by which overlayfs would hide files are not set.
+func TestNothingIsHidden(t *testing.T) {
+	w := newWorld(t)
+	var b bytes.Buffer
+	out := tar.NewWriter(&b)
+	for _, name := range []string{"etc/.wh.passwd", "etc/.wh..wh..opq", ".wh.data", ".wh...", ".wh.."} {
+		w.must(out.WriteHeader(&tar.Header{Name: name, Typeflag: tar.TypeReg, Mode: 0o600}))
+	}
+	records := map[string]string{xattrPrefix + "trusted.overlay.opaque": "y", xattrPrefix + "trusted.overlay.redirect": "/etc", xattrPrefix + "user.kept": "no",
+		xattrPrefix + "security.selinux": "x"}
+	w.must(out.WriteHeader(&tar.Header{Name: "data", Typeflag: tar.TypeDir, Mode: 0o755, PAXRecords: records}))
+	w.must(out.WriteHeader(&tar.Header{Name: "data/f", Typeflag: tar.TypeReg, Mode: 0o755, PAXRecords: records}))
+	w.must(out.Close())
+	w.must(w.r.Extract(t.Context(), "/", &b, nil))
+	if got := w.read("etc/passwd") + w.read("data/sub/a") + w.read("etc/.wh.passwd") + w.read(".wh..."); got != "web:x:33:44::/:/bin/sh\naaa" {
+		t.Errorf("read %q", got)
+	}
+	for _, name := range []string{"data", "data/f"} {
+		list := make([]byte, 1024)
+		n, err := unix.Llistxattr(filepath.Join(w.root, name), list)
+		w.must(err)
+		if n > 0 {
+			t.Errorf("%s has the attributes %q", name, list[:n])
+		}
+	}
+	w.unharmed()
 }

@@ -24,6 +24,8 @@ const (
 	maxLinks = 40
 	// maxDepth bounds how deep directories are followed: each level holds a descriptor.
 	maxDepth = 200
+	// maxTries bounds how often a path is looked up again because the container moves the directories on it.
+	maxTries = 1000
 )
 
 // The errors that a caller answers in its own words. Others have the kernel's cause.
@@ -142,13 +144,13 @@ func (r *Root) open(name string, flags int, resolve uint64) (*os.File, error) {
 	if rel == "" {
 		rel = "."
 	}
-	for {
+	for try := 0; ; try++ {
 		fd, err := unix.Openat2(int(r.dir.Fd()), rel, &unix.OpenHow{Flags: uint64(flags) | unix.O_CLOEXEC,
 			Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS | resolve})
 		switch {
 		case err == nil:
 			return os.NewFile(uintptr(fd), name), nil
-		case errors.Is(err, unix.EINTR), errors.Is(err, unix.EAGAIN):
+		case errors.Is(err, unix.EINTR), errors.Is(err, unix.EAGAIN) && try < maxTries:
 			continue // a directory on the way was moved meanwhile
 		}
 		return nil, &fs.PathError{Op: "open", Path: name, Err: err}
