@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -15,11 +16,13 @@ import (
 	"github.com/containerd/containerd/api/services/tasks/v1"
 	tasktypes "github.com/containerd/containerd/api/types/task"
 	"github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2/runc"
+	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	gorunc "github.com/containerd/go-runc"
 	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
 
 	"github.com/skep-swarm/skep/internal/runtime"
 )
@@ -28,6 +31,9 @@ import (
 func (r *Runtime) open(ctx context.Context) error {
 	records, err := r.loadRecords()
 	if err != nil {
+		return err
+	}
+	if err := r.sweepMounts(); err != nil {
 		return err
 	}
 	if r.cfg.Address == "" {
@@ -41,7 +47,7 @@ func (r *Runtime) open(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	r.images = &imageCache{client: r.client, place: filepath.Join(r.cfg.State, "view"), byRoot: make(map[digest.Digest]*image)}
+	r.images = &imageCache{client: r.client, byRoot: make(map[digest.Digest]*image)}
 	known, err := r.client.ContainerService().List(ctx)
 	if err != nil {
 		return fmt.Errorf("list containers: %w", err)
@@ -73,10 +79,20 @@ func (r *Runtime) open(ctx context.Context) error {
 	if err := r.sweepParts(); err != nil { // who was making a container with them has been ended
 		r.cfg.Log.Warn("unmount the parts of volumes that containers were made with", "error", err)
 	}
-	if err := r.images.unmount(); err != nil { // left by a daemon that was killed in a look
-		return err
-	}
 	return r.sweepSnapshots(ctx)
+}
+
+// sweepMounts takes away the mounts by which a daemon that was killed looked at an image or unpacked it, and has containerd make those of
+// this one where the next finds them. It knows one such place in a process: the one that was opened last.
+func (r *Runtime) sweepMounts() error {
+	if err := mount.SetTempMountLocation(filepath.Join(r.cfg.State, "mounts")); err != nil {
+		return fmt.Errorf("make a place for mounts: %w", err)
+	}
+	left, err := mount.CleanupTempMounts(unix.MNT_DETACH)
+	if err := errors.Join(append(left, err)...); err != nil {
+		r.cfg.Log.Warn("unmount what an earlier daemon has left", "error", err)
+	}
+	return nil
 }
 
 // harvest reads the exits of containers that ended while no daemon ran. It must come before containerd's own start,

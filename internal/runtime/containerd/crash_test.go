@@ -4,7 +4,9 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"os/exec"
@@ -13,6 +15,9 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/errdefs"
 
 	"github.com/skep-swarm/skep/internal/runtime"
 	"github.com/skep-swarm/skep/internal/runtime/conformance"
@@ -175,5 +180,33 @@ func TestOrphanedSnapshot(t *testing.T) {
 	defer cancel()
 	if err := c.Prepare(ctx); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestKilledInALook makes what a kill leaves of a look at an image's files: a mount, and the snapshot that was mounted.
+func TestKilledInALook(t *testing.T) {
+	h := newHost(t)
+	h.boot(t)
+	ctx := h.runtime.namespaced(t.Context())
+	img, err := h.runtime.images.find(ctx, conformance.Image, "")
+	must(t, err)
+	sn := h.runtime.client.SnapshotService(snapshotter)
+	var seen string
+	must(t, h.runtime.images.view(ctx, img, "a", func(root string) error {
+		seen = root
+		_, err := os.Stat(filepath.Join(root, "bin"))
+		return err
+	}))
+	mounts, err := sn.View(ctx, viewPrefix+"b", img.chain)
+	must(t, err)
+	must(t, os.Mkdir(seen, 0o700))
+	must(t, mount.All(mounts, seen))
+	h.halt(t)
+	h.boot(t)
+	if _, err := os.Lstat(seen); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the mount is left: %v", err)
+	}
+	if _, err := h.runtime.client.SnapshotService(snapshotter).Stat(ctx, viewPrefix+"b"); !errdefs.IsNotFound(err) {
+		t.Errorf("the snapshot is left: %v", err)
 	}
 }

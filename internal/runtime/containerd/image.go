@@ -23,7 +23,6 @@ import (
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/identity"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
-	"golang.org/x/sys/unix"
 
 	"github.com/skep-swarm/skep/internal/runtime"
 )
@@ -49,7 +48,6 @@ type image struct {
 // imageCache remembers images by the digest their name stood for. An image never changes under its digest.
 type imageCache struct {
 	client *client.Client
-	place  string // where an image is mounted that is looked at
 
 	mu     sync.Mutex
 	byRoot map[digest.Digest]*image
@@ -181,8 +179,8 @@ func (c *imageCache) ensureUnpacked(ctx context.Context, record images.Image, im
 	return nil
 }
 
-// view calls f with the image's root file system mounted read-only for as long.
-func (c *imageCache) view(ctx context.Context, img *image, key string, f func(root string) error) (err error) {
+// view calls f with the image's root file system mounted read-only at a temporary place.
+func (c *imageCache) view(ctx context.Context, img *image, key string, f func(root string) error) error {
 	c.views.Lock()
 	defer c.views.Unlock()
 	sn := c.client.SnapshotService(snapshotter)
@@ -199,23 +197,8 @@ func (c *imageCache) view(ctx context.Context, img *image, key string, f func(ro
 	if err != nil {
 		return fmt.Errorf("view the image's files: %w", err)
 	}
-	defer func() { err = errors.Join(err, sn.Remove(context.WithoutCancel(ctx), key)) }()
-	if err := os.MkdirAll(c.place, 0o700); err != nil {
-		return fmt.Errorf("make a mount point: %w", err)
-	}
-	defer func() { err = errors.Join(err, c.unmount()) }()
-	if err := mount.All(mounts, c.place); err != nil {
-		return fmt.Errorf("mount the image's files: %w", err)
-	}
-	return f(c.place)
-}
-
-// unmount takes away the mount by which an image was looked at.
-func (c *imageCache) unmount() error {
-	if err := mount.UnmountAll(c.place, unix.MNT_DETACH); err != nil {
-		return fmt.Errorf("unmount the image's files: %w", err)
-	}
-	return nil
+	err = mount.WithReadonlyTempMount(ctx, mounts, f)
+	return errors.Join(err, sn.Remove(context.WithoutCancel(ctx), key))
 }
 
 // userFiles returns the image's /etc/passwd and /etc/group; empty when there is none.
