@@ -231,7 +231,7 @@ func (s *session) take(ctx context.Context, wg *sync.WaitGroup, m *pb.ToAgent) e
 		back := s.a.overlays.takenBack()
 		wg.Go(func() { s.pass(ctx, k.Fence, back) })
 	case *pb.ToAgent_Withdrawn:
-		s.a.withdrawn.set(k.Withdrawn.Index)
+		s.a.withdrawn.tell(k.Withdrawn.Index)
 	case *pb.ToAgent_Managers:
 		s.a.setManagers(k.Managers.Managers)
 	}

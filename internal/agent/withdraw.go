@@ -12,6 +12,8 @@ import (
 const (
 	// withdrawalWait bounds how long a task that is to stop waits until no node sends it new clients.
 	withdrawalWait = 3 * time.Second
+	// maxWithdrawn is more than managers have open at a time.
+	maxWithdrawn = 1024
 	// unservedWait bounds how long a task's network outlives it.
 	unservedWait = time.Second
 	// DrainTimeLabel is a service's label: how long a task that served goes on after it was withdrawn, before its stop signal. What
@@ -22,31 +24,41 @@ const (
 	MaxDrainTime = time.Hour
 )
 
-// withdrawn is up to which index the managers said that no node sends new clients to the tasks that were told to stop. Safe for
-// concurrent use.
+// withdrawn is of which indexes the managers said that no node sends new clients to the tasks that were told to stop then: the last
+// maxWithdrawn of them. They may come in another order than they began in. Safe for concurrent use.
 type withdrawn struct {
 	mu      sync.Mutex
-	index   uint64
-	changed chan struct{}
+	told    map[uint64]bool
+	order   []uint64      // of told
+	changed chan struct{} // closed when told changes
 }
 
-func newWithdrawn() *withdrawn { return &withdrawn{changed: make(chan struct{})} }
+func newWithdrawn() *withdrawn {
+	return &withdrawn{told: map[uint64]bool{}, changed: make(chan struct{})}
+}
 
-func (w *withdrawn) set(index uint64) {
+func (w *withdrawn) tell(index uint64) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.index = index
+	if w.told[index] {
+		return
+	}
+	if len(w.order) == maxWithdrawn {
+		delete(w.told, w.order[0])
+		w.order = w.order[1:]
+	}
+	w.told[index], w.order = true, append(w.order, index)
 	close(w.changed)
 	w.changed = make(chan struct{})
 }
 
-// await returns when the index is reached, or ctx ends.
+// await returns when the managers have told of the index, or ctx ends; 0 is nothing to wait for.
 func (w *withdrawn) await(ctx context.Context, index uint64) {
 	for {
 		w.mu.Lock()
-		reached, changed := w.index >= index, w.changed
+		told, changed := index == 0 || w.told[index], w.changed
 		w.mu.Unlock()
-		if reached {
+		if told {
 			return
 		}
 		select {

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"context"
 	"testing"
 	"time"
 
@@ -90,6 +91,30 @@ func holdPorts(n *fakeNet) (release func()) {
 	defer n.mu.Unlock()
 	n.onSet = func() { <-gate }
 	return func() { close(gate) }
+}
+
+// One withdrawal may be over before an older one, and an old word says nothing of a newer.
+func TestWithdrawnInAnyOrder(t *testing.T) {
+	w := newWithdrawn()
+	waits := func(index uint64) bool {
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Millisecond)
+		defer cancel()
+		w.await(ctx, index)
+		return ctx.Err() != nil
+	}
+	w.tell(9)
+	w.tell(5)
+	for index, want := range map[uint64]bool{0: false, 9: false, 5: false, 7: true, 10: true} {
+		if got := waits(index); got != want {
+			t.Errorf("index %d is waited for: %v", index, got)
+		}
+	}
+	for i := range uint64(maxWithdrawn) {
+		w.tell(100 + i)
+	}
+	if len(w.told) != maxWithdrawn || len(w.order) != maxWithdrawn || !waits(9) || waits(100) {
+		t.Errorf("%d and %d are kept", len(w.told), len(w.order))
+	}
 }
 
 func TestDrainTime(t *testing.T) {

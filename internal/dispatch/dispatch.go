@@ -332,10 +332,11 @@ func (s *Server) stop() {
 	s.streams.closeAll()
 }
 
-// expire ends the leases that ran out.
+// expire ends the leases and withdrawals that ran out.
 func (s *Server) expire(now time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.finish(now)
 	for id, l := range s.leases {
 		if now.Before(l.until) {
 			continue

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
-	"math"
 	"math/rand/v2"
 	"reflect"
 	"sync"
@@ -25,11 +24,9 @@ const (
 	// maxSessionLead is how many sessions in a row may have ended without a report that was written. A number near the
 	// end of the range would leave none for the sessions to come.
 	maxSessionLead = 1 << 32
-	maxOutbox      = maxPending // asks and streams waiting to be sent to one node
 )
 
-// session is one node's conversation. The RPC's goroutine receives; a second one sends. What is to be sent is not a
-// queue but marks, so that a slow node costs no memory and gets the newest when it reads again.
+// session is one node's conversation. The RPC's goroutine receives; a second one sends what is marked as due.
 type session struct {
 	srv    *Server
 	node   model.NodeID
@@ -40,47 +37,14 @@ type session struct {
 	cancel context.CancelCauseFunc
 	wake   chan struct{}
 
-	mu        sync.Mutex
-	complete  bool // the complete set of tasks is due
-	tablesDue bool
-	nodeDue   bool
-	netsDue   bool
-	tasksDue  map[model.TaskID]struct{}
-	beats     uint64 // number of the heartbeat to answer
-	beatDue   bool
-	acks      uint64 // sequence number to acknowledge
-	ackDue    bool
-	outbox    []*pb.ToAgent
-	fence     uint64 // to be sent after all else that is due; 0 for none
-	// withdrawal is the index of the last one that concerns tasks of this node; every set of tasks names it.
-	withdrawal uint64
+	mu sync.Mutex
+	marks
 
 	// Of the sending goroutine.
 	view view
 }
 
-// mark notes that something is due and wakes the sender.
-func (n *session) mark(f func()) {
-	n.mu.Lock()
-	f()
-	n.mu.Unlock()
-	select {
-	case n.wake <- struct{}{}:
-	default:
-	}
-}
-
 func (n *session) close(why error) { n.cancel(why) }
-
-// push queues a message that is no state; false when the node does not read.
-func (n *session) push(m *pb.ToAgent) (ok bool) {
-	n.mark(func() {
-		if ok = len(n.outbox) < maxOutbox; ok {
-			n.outbox = append(n.outbox, m)
-		}
-	})
-	return ok
-}
 
 // Session implements the RPC.
 func (s *Server) Session(stream pb.Dispatch_SessionServer) error {
@@ -101,8 +65,8 @@ func (s *Server) Session(stream pb.Dispatch_SessionServer) error {
 	}
 	ctx, cancel := context.WithCancelCause(stream.Context())
 	defer cancel(nil)
-	n := &session{srv: s, node: node.ID, ctx: ctx, cancel: cancel, wake: make(chan struct{}, 1), tasksDue: map[model.TaskID]struct{}{},
-		num: max(hello.LastSession, node.Session) + 1, period: period(snap), complete: true, tablesDue: true}
+	n := &session{srv: s, node: node.ID, ctx: ctx, cancel: cancel, wake: make(chan struct{}, 1),
+		num: max(hello.LastSession, node.Session) + 1, period: period(snap), marks: newMarks()}
 	if hello.GetApplied().GetIncarnation() == snap.Cluster().Incarnation {
 		n.floor = hello.GetApplied().GetIndex()
 	}
@@ -207,7 +171,8 @@ func (s *Server) begin(n *session, addr string, hello *pb.Hello) error {
 	if old := s.sessions[n.node]; old != nil {
 		n.num = max(n.num, old.num+1)
 		old.close(model.Stalef("the node began another session"))
-		s.leave(n.node, math.MaxUint64)
+		s.withdrawals.lose(n.node)
+		s.finish(time.Now())
 	}
 	s.sessions[n.node] = n
 	s.leases[n.node] = &lease{until: time.Now().Add(leasePeriods * n.period), addr: addr, applied: position(hello.Applied), connected: true}
@@ -221,7 +186,8 @@ func (s *Server) end(n *session) {
 	defer s.mu.Unlock()
 	if s.sessions[n.node] == n {
 		delete(s.sessions, n.node)
-		s.leave(n.node, math.MaxUint64)
+		s.withdrawals.lose(n.node)
+		s.finish(time.Now())
 		if l := s.leases[n.node]; l != nil {
 			l.connected = false
 		}
@@ -346,86 +312,4 @@ func equalLists[T comparable](a, b []T) bool {
 		}
 	}
 	return true
-}
-
-// send sends what is due until the session ends. Everything that a position says has been sent is sent before it.
-func (n *session) send(stream pb.Dispatch_SessionServer) error {
-	for {
-		select {
-		case <-n.wake:
-		case <-n.ctx.Done():
-			return nil
-		}
-		for _, m := range n.due() {
-			if err := stream.Send(m); err != nil {
-				return err
-			}
-		}
-	}
-}
-
-// due takes the marks and makes the messages.
-func (n *session) due() []*pb.ToAgent {
-	// All marks of a step of the state at once: what goes from one task to the next in it is not taken away in between.
-	n.srv.mu.Lock()
-	n.mu.Lock()
-	snap := n.srv.snap
-	complete, tablesDue, nodeDue, netsDue, tasks := n.complete, n.tablesDue, n.nodeDue, n.netsDue, n.tasksDue
-	beat, beatDue, ack, ackDue, out := n.beats, n.beatDue, n.acks, n.ackDue, n.outbox
-	fence := n.fence
-	n.complete, n.tablesDue, n.nodeDue, n.netsDue, n.beatDue, n.ackDue, n.outbox, n.fence = false, false, false, false, false, false, nil, 0
-	if len(tasks) == 0 {
-		tasks = nil // the map stays the marks', for others to write
-	} else {
-		n.tasksDue = map[model.TaskID]struct{}{}
-	}
-	withdrawal := n.withdrawal // of the tasks in snap
-	n.mu.Unlock()
-	n.srv.mu.Unlock()
-	if complete {
-		// The node may know more than the sessions have been marked for.
-		snap = n.srv.cfg.State.Snapshot()
-	}
-	if n.view.snap != nil && snap.Index() < n.view.snap.Index() {
-		snap = n.view.snap
-	}
-	n.view.snap = snap
-	var msgs []*pb.ToAgent
-	if ackDue {
-		msgs = append(msgs, &pb.ToAgent{Kind: &pb.ToAgent_ReportsAck{ReportsAck: &pb.ReportsAck{Session: n.num, Seq: ack}}})
-	}
-	if tablesDue {
-		var parts [][]byte
-		parts, n.view.tables = n.srv.tables.since(n.view.tables, n.floor)
-		for _, b := range parts {
-			msgs = append(msgs, &pb.ToAgent{Kind: &pb.ToAgent_Tables{Tables: b}})
-		}
-	}
-	var sets []*pb.Assignments
-	if complete {
-		n.leaveNets()
-		n.view.reset()
-		sets = n.view.complete(snap, n.node)
-	} else if nodeDue || len(tasks) > 0 {
-		sets = n.view.changed(snap, n.node, tasks, nodeDue)
-	}
-	var gone []*pb.ToAgent
-	if len(sets) > 0 || netsDue || len(tasks) > 0 {
-		var tables []*pb.ToAgent
-		tables, gone = n.dueNets()
-		msgs = append(msgs, tables...)
-	}
-	for _, a := range sets {
-		a.Withdrawal = withdrawal
-		msgs = append(msgs, &pb.ToAgent{Kind: &pb.ToAgent_Assignments{Assignments: a}})
-	}
-	msgs = append(msgs, gone...)
-	msgs = append(msgs, out...)
-	if fence != 0 {
-		msgs = append(msgs, &pb.ToAgent{Kind: &pb.ToAgent_Fence{Fence: &pb.Fence{Index: fence}}})
-	}
-	if beatDue {
-		msgs = append(msgs, &pb.ToAgent{Kind: &pb.ToAgent_Beat{Beat: &pb.Beat{At: at(snap), Number: beat, HeartbeatPeriodMs: jittered(n.period)}}})
-	}
-	return msgs
 }

@@ -8,8 +8,12 @@ import (
 	"github.com/skep-swarm/skep/internal/wire/pb"
 )
 
-// fenceLimit is how long a withdrawal may take; nodes wait for a shorter time (agent.withdrawalWait).
-const fenceLimit = 5 * time.Second
+const (
+	// fenceLimit is how long a withdrawal may take; nodes wait for a shorter time (agent.withdrawalWait).
+	fenceLimit = 5 * time.Second
+	// maxWithdrawals bounds those that are open; when there are more, the oldest ends before its time.
+	maxWithdrawals = 1000
+)
 
 // withdrawals follow tasks that are told to stop: nobody may send them new clients when they get their stop signal. Every node that
 // leads clients to them is sent the new tables and then a fence; when all have passed it, the nodes of those tasks are told. A
@@ -22,8 +26,9 @@ type withdrawals struct {
 type withdrawal struct {
 	index uint64
 	until time.Time
-	left  map[model.NodeID]struct{} // not yet past the fence
-	tell  map[model.NodeID]struct{} // have such tasks
+	// left are the nodes that are not yet past it, each with the fence that says that it is: 0 while none has been sent.
+	left map[model.NodeID]uint64
+	tell map[model.NodeID]struct{} // have such tasks
 }
 
 // stopping lists the nodes with tasks that others may have led clients to, and that were told to stop in a step.
@@ -52,9 +57,10 @@ func stopping(before, after *state.Snapshot, touched map[model.Key]struct{}) map
 
 // withdraw begins a withdrawal: every session is fenced after what it is due now. s.mu is held, and the sessions' tables are marked.
 func (s *Server) withdraw(index uint64, tell map[model.NodeID]struct{}) {
-	w := &withdrawal{index: index, until: time.Now().Add(fenceLimit), left: map[model.NodeID]struct{}{}, tell: tell}
+	now := time.Now()
+	w := &withdrawal{index: index, until: now.Add(fenceLimit), left: make(map[model.NodeID]uint64, len(s.sessions)), tell: tell}
 	for id, n := range s.sessions {
-		w.left[id] = struct{}{}
+		w.left[id] = 0
 		_, stops := tell[id]
 		n.mark(func() {
 			n.fence = index
@@ -64,26 +70,47 @@ func (s *Server) withdraw(index uint64, tell map[model.NodeID]struct{}) {
 		})
 	}
 	s.withdrawals.open = append(s.withdrawals.open, w)
+	s.finish(now)
 }
 
-// passed notes that a node has passed all fences up to an index.
-func (s *Server) passed(n *session, index uint64) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.sessions[n.node] == n {
-		s.leave(n.node, index)
+// fenced notes that a node is sent a fence: it stands for all that the node has not been asked about yet.
+func (o *withdrawals) fenced(node model.NodeID, fence uint64) {
+	for i := len(o.open) - 1; fence != 0 && i >= 0; i-- {
+		w := o.open[i]
+		if by, ok := w.left[node]; ok && by == 0 {
+			w.left[node] = fence
+		}
 	}
 }
 
-// leave takes a node off what is waited for up to an index, and tells who waited. s.mu is held.
-func (s *Server) leave(node model.NodeID, index uint64) {
-	now := time.Now()
-	rest := s.withdrawals.open[:0]
+// lose takes a node off all that is waited for.
+func (o *withdrawals) lose(node model.NodeID) {
+	for _, w := range o.open {
+		delete(w.left, node)
+	}
+}
+
+// passed notes that a node has passed a fence. Another one before it may take longer: it is about other networks.
+func (s *Server) passed(n *session, fence uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.sessions[n.node] != n {
+		return
+	}
 	for _, w := range s.withdrawals.open {
-		if w.index <= index {
-			delete(w.left, node)
+		if by, ok := w.left[n.node]; ok && by == fence && by != 0 {
+			delete(w.left, n.node)
 		}
-		if len(w.left) > 0 && now.Before(w.until) {
+	}
+	s.finish(time.Now())
+}
+
+// finish ends the withdrawals that nobody is waited for any more or whose time is over, and tells who waited. s.mu is held.
+func (s *Server) finish(now time.Time) {
+	open := s.withdrawals.open
+	rest := open[:0]
+	for i, w := range open {
+		if len(w.left) > 0 && now.Before(w.until) && i >= len(open)-maxWithdrawals {
 			rest = append(rest, w)
 			continue
 		}
@@ -93,6 +120,6 @@ func (s *Server) leave(node model.NodeID, index uint64) {
 			}
 		}
 	}
-	clear(s.withdrawals.open[len(rest):])
+	clear(open[len(rest):])
 	s.withdrawals.open = rest
 }

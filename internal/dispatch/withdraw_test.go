@@ -81,6 +81,88 @@ func TestWithdrawal(t *testing.T) {
 	eventually(t, "nothing is kept", func() bool { return open() == 0 })
 }
 
+func (c *cluster) openWithdrawals() int {
+	c.srv.mu.Lock()
+	defer c.srv.mu.Unlock()
+	return len(c.srv.withdrawals.open)
+}
+
+// A node may pass a fence before an older one, which is about other networks; each stands for what it was sent for.
+func TestFencesInAnyOrder(t *testing.T) {
+	c := newCluster(t, 2)
+	c.serve()
+	peers := []*peer{c.mustJoin(1), c.mustJoin(2)}
+	withdraw := func(index uint64) {
+		c.srv.mu.Lock()
+		c.srv.withdraw(index, map[model.NodeID]struct{}{1: {}})
+		c.srv.mu.Unlock()
+		for _, p := range peers {
+			if got := next(p, "a fence", fence); got != index {
+				t.Fatalf("fence %d, want %d", got, index)
+			}
+		}
+	}
+	pass := func(p *peer, index uint64) {
+		p.send(&pb.FromAgent{Kind: &pb.FromAgent_Passed{Passed: &pb.Passed{Index: index}}})
+	}
+	withdraw(1000)
+	withdraw(1001)
+	for _, index := range []uint64{1001, 1000} {
+		for _, p := range peers {
+			pass(p, index)
+		}
+		if got := next(peers[0], "a withdrawal", withdrawnAt); got != index {
+			t.Errorf("withdrawn %d, want %d", got, index)
+		}
+	}
+	eventually(t, "nothing is kept", func() bool { return c.openWithdrawals() == 0 })
+}
+
+// A fence that a slow node gets for two withdrawals stands for both.
+func TestOneFenceForTwo(t *testing.T) {
+	var o withdrawals
+	for i := range uint64(3) {
+		o.open = append(o.open, &withdrawal{index: i + 1, left: map[model.NodeID]uint64{1: 0, 2: 0}})
+	}
+	o.open[0].left[1] = 1
+	o.fenced(1, 3)
+	o.fenced(2, 0)
+	for i, want := range []uint64{1, 3, 3} {
+		if got := o.open[i].left; got[1] != want || got[2] != 0 {
+			t.Errorf("withdrawal %d waits for fences %v, want %d of node 1", i+1, got, want)
+		}
+	}
+}
+
+// What is open is bounded, whoever answers: nobody is there, nodes that pass no fence, and more steps than there is time for.
+func TestOpenWithdrawalsAreBounded(t *testing.T) {
+	c := newCluster(t, 1)
+	c.serve()
+	withdraw := func(index uint64) {
+		c.srv.mu.Lock()
+		defer c.srv.mu.Unlock()
+		c.srv.withdraw(index, map[model.NodeID]struct{}{1: {}})
+	}
+	withdraw(1)
+	if n := c.openWithdrawals(); n != 0 {
+		t.Errorf("%d are open, and no node has a session", n)
+	}
+	p := c.mustJoin(1)
+	for i := range uint64(maxWithdrawals + 1) {
+		withdraw(10 + i)
+	}
+	if n := c.openWithdrawals(); n != maxWithdrawals {
+		t.Errorf("%d are open, want %d", n, maxWithdrawals)
+	}
+	if got := next(p, "the oldest ends", withdrawnAt); got != 10 {
+		t.Errorf("withdrawn %d", got)
+	}
+	c.srv.expire(time.Now().Add(fenceLimit))
+	if n := c.openWithdrawals(); n != 0 {
+		t.Errorf("%d are open after their time", n)
+	}
+}
+
 // eventually waits for a condition that no message tells of.
 func eventually(t *testing.T, what string, cond func() bool) {
 	t.Helper()
