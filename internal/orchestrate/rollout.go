@@ -78,9 +78,9 @@ func (p *planner) rollout(slots []*slot) *rollout {
 		if r.steps == nil {
 			continue
 		}
-		if t := p.step(s); t != nil {
+		if t, heir := p.step(s); t != nil {
 			r.steps[s] = t
-			r.judge(t)
+			r.judge(t, heir)
 		}
 	}
 	return r
@@ -98,34 +98,48 @@ func (p *planner) slotDirty(s *slot) bool {
 
 // step is the task by which the rollout in progress replaced what was in the slot: the first of the
 // template in force since the rollout began, if there was one before it. One that is to be moved
-// is none: both may be of one template, what the rollout did and what it undoes.
-func (p *planner) step(s *slot) *model.Task {
+// is none: both may be of one template, what the rollout did and what it undoes. One that lost its node before it could
+// take over is followed by another, which has yet to (heir).
+func (p *planner) step(s *slot) (t *model.Task, heir bool) {
 	before := false
 	for _, t := range s.tasks {
-		if t.CreatedAt >= p.svc.Update.StartedAt && !p.dirty(t) {
-			if t.State < model.StateAssigned && t.Desired > model.StateRunning {
-				// It never found a node and is wanted no more: it will not come up, nor report its
-				// end. The one that took its place counts.
-				continue
-			}
-			if before {
-				return t
-			}
-			return nil
+		if t.CreatedAt < p.svc.Update.StartedAt || p.dirty(t) {
+			before = before || t.Desired < model.StateRemove
+			continue
 		}
-		before = before || t.Desired < model.StateRemove
+		if t.State < model.StateAssigned && t.Desired > model.StateRunning {
+			// It never found a node and is wanted no more: it will not come up, nor report its
+			// end. The one that took its place counts.
+			continue
+		}
+		if !before {
+			return nil, false
+		}
+		if t.Desired > model.StateRunning && !failed(t) && p.outstays(s) {
+			heir = true
+			continue
+		}
+		return t, heir
 	}
-	return nil
+	return nil, false
+}
+
+// outstays reports whether a task that the rollout is to replace is still meant to run in the slot.
+func (p *planner) outstays(s *slot) bool { return slices.ContainsFunc(s.live, p.dirty) }
+
+// failed reports whether a task ended by itself, or never began.
+func failed(t *model.Task) bool {
+	return t.State == model.StateComplete || t.State == model.StateFailed || t.State == model.StateRejected
 }
 
 // judge counts a step by how its task fared.
-func (r *rollout) judge(t *model.Task) {
+func (r *rollout) judge(t *model.Task, heir bool) {
 	done := t.RunningSince
 	if done == 0 && t.State.Terminal() {
 		done = t.StatusAt
 	}
 	switch {
-	case done == 0 && t.Desired < model.StateRunning && r.p.now < t.StartAt:
+	case done == 0 && !heir && t.Desired < model.StateRunning && r.p.now < t.StartAt:
 		r.waiting++ // the restart policy's time, not the rollout's: other slots need not wait for it
 		return
 	case done == 0:
@@ -142,8 +156,7 @@ func (r *rollout) judge(t *model.Task) {
 			r.rested = until
 		}
 	}
-	switch t.State {
-	case model.StateComplete, model.StateFailed, model.StateRejected:
+	if failed(t) {
 		early := t.RunningSince == 0 || t.StatusAt-t.RunningSince <= r.config.monitor
 		if early && t.StatusAt > r.p.svc.Update.ResumedAt {
 			r.failed = append(r.failed, t)

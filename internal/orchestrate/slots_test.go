@@ -417,3 +417,40 @@ func TestRolloutDoesNotTryWhatIsGivenUp(t *testing.T) {
 		t.Errorf("%d more attempts than the policy has", last-made)
 	}
 }
+
+// TestRolloutWaitsForWhoLostItsNode: a new task that starts first, and has to leave its node before it could take over, is not
+// what the rollout was to reach. It ends when its successor took over, and until then the old task stays.
+func TestRolloutWaitsForWhoLostItsNode(t *testing.T) {
+	for _, state := range []model.TaskState{model.StateStarting, model.StateRunning} {
+		w := newWorld(t, 2)
+		id := w.service(0, func(s *swarm.ServiceSpec) {
+			startFirst(0)(s)
+		})
+		w.settle()
+		old := w.running(id)[0]
+		w.image(id, "new")
+		w.plan()
+		heir := w.live(id)[1]
+		w.setNode(old.Node, func(n *swarm.NodeSpec) { n.Availability = swarm.NodeAvailabilityPause })
+		w.report(heir, state)
+		w.drain(heir.Node)
+		for range 3 {
+			w.obey()
+			w.plan()
+			w.advance(time.Minute)
+		}
+		if u := w.snap.Service(id).Update; u.State != swarm.UpdateStateUpdating {
+			t.Errorf("%s: %+v, and nothing new runs", state, u)
+		}
+		if r := w.running(id); len(r) != 1 || r[0].ID != old.ID {
+			t.Errorf("%s: the old task does not run on: %v", state, r)
+		}
+		w.setNode(heir.Node, func(n *swarm.NodeSpec) { n.Availability = swarm.NodeAvailabilityActive })
+		w.settle()
+		w.advance(time.Minute)
+		w.settle()
+		if r := w.running(id); len(r) != 1 || r[0].ID == old.ID || w.snap.Service(id).Update.State != swarm.UpdateStateCompleted {
+			t.Errorf("%s: %v, %+v", state, r, w.snap.Service(id).Update)
+		}
+	}
+}
