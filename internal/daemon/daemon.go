@@ -184,7 +184,7 @@ func newAPI(h *host, m *member, listeners []net.Listener, below func() error) *a
 	b := &backend{host: h, member: m, below: below}
 	engine := func(b dockerapi.Backend) *dockerapi.Server {
 		return dockerapi.New(dockerapi.Config{
-			Backend: b, Logger: h.log.With("part", "api"), Modes: []string{"replicated", "global", "replicated-job", "global-job"},
+			Backend: b, Logger: h.log.With("part", "api"),
 			PreferLocalImages: h.preferLocalImages(),
 			Version:           dockerapi.Version{Version: h.cfg.Version, GitCommit: h.cfg.Commit},
 		})

@@ -23,10 +23,10 @@ var dnsName = regexp.MustCompile(`^[a-zA-Z0-9](?:[-_]*[A-Za-z0-9]+)*$`)
 
 func invalid(format string, args ...any) error { return rpcErrorf(model.Invalid, format, args...) }
 
-// Admit checks a service's spec, with Docker's words where it has them: everything that can be
+// admit checks a service's spec, with Docker's words where it has them: everything that can be
 // said without knowing the swarm. Its errors are Invalid, or Unimplemented for what
-// Docker can and skep cannot do yet (modes lists the service modes that run).
-func Admit(spec *swarm.ServiceSpec, modes map[string]bool) error {
+// Docker can and skep cannot do yet.
+func admit(spec *swarm.ServiceSpec) error {
 	checks := []func(*swarm.ServiceSpec) error{
 		admitRuntime, admitName, admitMode, admitImage, admitResources, admitRestart, admitPlacement,
 		admitContainer, admitMounts, admitHealth, admitUpdates, admitEndpoint, admitNetworks, admitReserved,
@@ -36,7 +36,7 @@ func Admit(spec *swarm.ServiceSpec, modes map[string]bool) error {
 			return err
 		}
 	}
-	return unsupportedFeature(spec, modes)
+	return unsupportedFeature(spec)
 }
 
 func admitRuntime(s *swarm.ServiceSpec) error {

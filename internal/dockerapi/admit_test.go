@@ -11,14 +11,13 @@ import (
 )
 
 func TestAdmit(t *testing.T) {
-	all := map[string]bool{modeReplicated: true, modeGlobal: true}
 	const rpc = "rpc error: code = InvalidArgument desc = "
 	for _, c := range []struct{ name, spec, want string }{
 		{"least", `{}`, ""},
 		{"global", `{"Mode":{"Global":{}}}`, ""},
 		{"two modes", `{"Mode":{"Global":{},"Replicated":{}}}`, "must specify only one service mode"},
 		{"too many", `{"Mode":{"Replicated":{"Replicas":100001}}}`, rpc + "Number of replicas must be at most 100000"},
-		{"job", `{"Mode":{"ReplicatedJob":{}}}`, "services of mode replicated-job are not available yet: this swarm runs global and replicated ones"},
+		{"job", `{"Mode":{"ReplicatedJob":{}}}`, ""},
 		{"long name", `{"Name":"a23456789012345678901234567890123456789012345678901234567890abcd"}`, rpc + "name must be 63 characters or fewer"},
 		{"name's end", `{"Name":"web-"}`, rpc + "name must be valid as a DNS name component"},
 		{"image", `{"TaskTemplate":{"ContainerSpec":{"Image":"UPPER"}}}`, rpc + `ContainerSpec: "UPPER" is not a valid repository/tag`},
@@ -93,7 +92,7 @@ func TestAdmit(t *testing.T) {
 			continue
 		}
 		got := ""
-		if err := Admit(spec.Typed, all); err != nil {
+		if err := admit(spec.Typed); err != nil {
 			got = err.Error()
 			if st := statusOf(err); st != http.StatusBadRequest && st != http.StatusNotImplemented {
 				t.Errorf("%s: status %d", c.name, st)
@@ -127,7 +126,7 @@ func FuzzParseService(f *testing.F) {
 		if _, err := withDefaults(spec); err != nil {
 			t.Errorf("defaults: %v", err)
 		}
-		_ = Admit(spec.Typed, map[string]bool{modeReplicated: true}) // it must not panic
+		_ = admit(spec.Typed) // it must not panic
 		var typed swarm.ServiceSpec
 		if err := json.Unmarshal(spec.Raw, &typed); err != nil {
 			t.Errorf("stored spec: %v", err)

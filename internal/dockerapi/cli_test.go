@@ -58,7 +58,7 @@ func serveHandler(t *testing.T, h http.Handler, run func(context.Context) error)
 func newTestServer(t *testing.T) (*Server, *fake) {
 	t.Helper()
 	f := newFake(time.Now)
-	s := New(Config{Backend: f, Version: Version{Version: "0.1.0", Engine: "28.2.2", GitCommit: "abc1234"}, Rand: seeded("api")})
+	s := New(Config{Backend: f, Version: Version{Version: "28.2.2", GitCommit: "abc1234"}, Rand: seeded("api")})
 	return s, f
 }
 

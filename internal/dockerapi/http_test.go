@@ -297,7 +297,7 @@ func TestTasksOfRemovedService(t *testing.T) {
 
 // A job's desired tasks are its concurrency however little is left to do, as in Docker.
 func TestJobStatus(t *testing.T) {
-	s := New(Config{Backend: newFake(time.Now), Rand: seeded("api"), Modes: []string{"replicated-job"}})
+	s := New(Config{Backend: newFake(time.Now), Rand: seeded("api")})
 	if w := call(s, "POST", "/swarm/init", `{"ListenAddr":"0.0.0.0:2377"}`); w.Code != 200 {
 		t.Fatalf("init: %d %s", w.Code, w.Body)
 	}

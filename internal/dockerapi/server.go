@@ -31,9 +31,6 @@ type Config struct {
 	Backend Backend
 	Version Version
 	Logger  *slog.Logger
-	// Modes are the service modes that the planner runs ("replicated", "global", …); nil means
-	// replicated only. The others are refused with 501.
-	Modes []string
 	// PreferLocalImages makes an image's name mean what the swarm's table or this node says, before its registry is asked.
 	PreferLocalImages bool
 	// Now and Rand are the clock and the randomness; nil means the real ones.
@@ -43,17 +40,8 @@ type Config struct {
 
 // Version is what the build knows of itself.
 type Version struct {
-	// Version is skep's own ("0.1.0"). Engine is the Engine version that clients are told,
-	// because tools compare it; empty means Version.
-	Version, Engine      string
-	GitCommit, BuildTime string
-}
-
-func (v Version) engine() string {
-	if v.Engine != "" {
-		return v.Engine
-	}
-	return v.Version
+	Version   string // such as "0.1.0"; clients are told it as the Engine's, too
+	GitCommit string
 }
 
 // Server answers Docker Engine API requests. It is an http.Handler; Run must run for events.
@@ -61,7 +49,6 @@ type Server struct {
 	backend Backend
 	version Version
 	log     *slog.Logger
-	modes   map[string]bool
 	// preferLocal is Config.PreferLocalImages.
 	preferLocal bool
 
@@ -74,7 +61,7 @@ type Server struct {
 
 // New makes a Server. It starts nothing.
 func New(c Config) *Server {
-	s := &Server{backend: c.Backend, version: c.Version, log: c.Logger, now: c.Now, rand: c.Rand, preferLocal: c.PreferLocalImages, modes: map[string]bool{}, events: newEventLog()}
+	s := &Server{backend: c.Backend, version: c.Version, log: c.Logger, now: c.Now, rand: c.Rand, preferLocal: c.PreferLocalImages, events: newEventLog()}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
@@ -83,12 +70,6 @@ func New(c Config) *Server {
 	}
 	if s.rand == nil {
 		s.rand = rand.Reader
-	}
-	if c.Modes == nil {
-		c.Modes = []string{modeReplicated}
-	}
-	for _, m := range c.Modes {
-		s.modes[m] = true
 	}
 	s.execs = newExecTable(s.now, s.rand)
 	s.routes = s.table()

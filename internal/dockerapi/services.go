@@ -95,7 +95,7 @@ func (s *Server) readService(r *request) (model.ServiceSpec, error) {
 			return spec, err
 		}
 	}
-	return spec, Admit(spec.Typed, s.modes)
+	return spec, admit(spec.Typed)
 }
 
 // createdID is the identifier of the service that a write made. The outcome of a batch that was

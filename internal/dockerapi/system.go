@@ -48,13 +48,13 @@ func (s *Server) getVersion(r *request) error {
 	}
 	details := map[string]string{
 		"ApiVersion": MaxAPIVersion, "MinAPIVersion": MinAPIVersion, "Arch": runtime.GOARCH, "Os": runtime.GOOS, "GoVersion": runtime.Version(),
-		"GitCommit": s.version.GitCommit, "BuildTime": s.version.BuildTime, "KernelVersion": host.KernelVersion, "Experimental": "false",
+		"GitCommit": s.version.GitCommit, "BuildTime": "", "KernelVersion": host.KernelVersion, "Experimental": "false",
 	}
 	out := system.VersionResponse{
-		Platform: system.PlatformInfo{Name: "skep " + s.version.Version}, Version: s.version.engine(),
+		Platform: system.PlatformInfo{Name: "skep " + s.version.Version}, Version: s.version.Version,
 		APIVersion: MaxAPIVersion, MinAPIVersion: MinAPIVersion, Os: runtime.GOOS, Arch: runtime.GOARCH,
-		Components: []system.ComponentVersion{{Name: "Engine", Version: s.version.engine(), Details: details}},
-		GitCommit:  s.version.GitCommit, GoVersion: runtime.Version(), KernelVersion: host.KernelVersion, BuildTime: s.version.BuildTime,
+		Components: []system.ComponentVersion{{Name: "Engine", Version: s.version.Version, Details: details}},
+		GitCommit:  s.version.GitCommit, GoVersion: runtime.Version(), KernelVersion: host.KernelVersion,
 	}
 	for _, c := range []system.ComponentVersion{{Name: "containerd", Version: host.ContainerdVersion}, {Name: "runc", Version: host.RuncVersion}} {
 		if c.Version != "" {
@@ -81,7 +81,7 @@ func (s *Server) getInfo(r *request) error {
 		OperatingSystem: h.OperatingSystem, OSVersion: h.OSVersion, OSType: h.OSType, Architecture: h.Architecture,
 		IndexServerAddress: "https://index.docker.io/v1/", RegistryConfig: registryConfig(h), NCPU: h.NCPU, MemTotal: h.MemTotal,
 		DockerRootDir: h.DataRoot, HTTPProxy: h.HTTPProxy, HTTPSProxy: h.HTTPSProxy, NoProxy: h.NoProxy, Labels: h.Labels,
-		ServerVersion: s.version.engine(), Runtimes: map[string]system.RuntimeWithStatus{"runc": {Runtime: system.Runtime{Path: "runc"}}},
+		ServerVersion: s.version.Version, Runtimes: map[string]system.RuntimeWithStatus{"runc": {Runtime: system.Runtime{Path: "runc"}}},
 		DefaultRuntime: "runc", LiveRestoreEnabled: true, ContainerdCommit: system.Commit{ID: h.ContainerdVersion},
 		RuncCommit: system.Commit{ID: h.RuncVersion}, SecurityOptions: h.SecurityOptions, Warnings: h.Warnings,
 		GenericResources: nil, CDISpecDirs: []string{},

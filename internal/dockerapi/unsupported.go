@@ -1,9 +1,7 @@
 package dockerapi
 
 import (
-	"maps"
 	"net/http"
-	"slices"
 
 	"github.com/moby/moby/api/types/swarm"
 	"github.com/skep-swarm/skep/internal/model"
@@ -54,10 +52,7 @@ var laterFeatures = []struct {
 }
 
 // unsupportedFeature is why a spec cannot run yet; nil when it can.
-func unsupportedFeature(spec *swarm.ServiceSpec, modes map[string]bool) error {
-	if mode := modeOf(spec); !modes[mode] {
-		return model.Errorf(unimplemented, "services of mode %s are not available yet: this swarm runs %s", mode, joinAnd(slices.Sorted(maps.Keys(modes))))
-	}
+func unsupportedFeature(spec *swarm.ServiceSpec) error {
 	for _, f := range laterFeatures {
 		if f.uses(spec) {
 			return model.Errorf(unimplemented, "%s", f.line)
@@ -108,18 +103,4 @@ func containerOf(s *swarm.ServiceSpec) *swarm.ContainerSpec {
 		return c
 	}
 	return &swarm.ContainerSpec{}
-}
-
-func joinAnd(words []string) string {
-	switch len(words) {
-	case 0:
-		return "none"
-	case 1:
-		return words[0] + " ones only"
-	}
-	out := words[0]
-	for _, w := range words[1 : len(words)-1] {
-		out += ", " + w
-	}
-	return out + " and " + words[len(words)-1] + " ones"
 }
