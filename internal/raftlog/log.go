@@ -234,7 +234,7 @@ func (l *Log) hurryElection(r *raft.Raft) {
 	rc := r.ReloadableConfig()
 	rc.HeartbeatTimeout -= time.Millisecond
 	if err := r.ReloadConfig(rc); err != nil {
-		l.logger.Warn("the first election will take its time", "error", err)
+		l.logger.Warn("the first election will take its time", "err", err)
 	}
 }
 
@@ -295,13 +295,13 @@ func (l *Log) watchSpace(ctx context.Context) {
 		err := l.space.admit()
 		if (err != nil) != low {
 			if low = err != nil; low {
-				l.cfg.Logger.Warn("changes are refused", "error", err)
+				l.cfg.Logger.Warn("changes are refused", "err", err)
 			} else {
 				l.cfg.Logger.Info("the data disk has room again: changes are accepted")
 			}
 		}
 		if err := l.space.hold(); err != nil {
-			l.logger.Debug("no disk reserve", "error", err)
+			l.logger.Debug("no disk reserve", "err", err)
 		}
 		select {
 		case <-ctx.Done():
@@ -328,7 +328,7 @@ func (l *Log) watchSize(ctx context.Context) {
 			continue
 		}
 		if err := l.Compact(ctx); err != nil && ctx.Err() == nil {
-			l.cfg.Logger.Warn("the log is not cut", "error", err)
+			l.cfg.Logger.Warn("the log is not cut", "err", err)
 			continue
 		}
 		done = written

@@ -65,7 +65,7 @@ func (r *Runtime) open(ctx context.Context) error {
 	}
 	if r.cfg.Volumes != nil {
 		if err := r.cfg.Volumes.Sweep(ctx); err != nil {
-			r.cfg.Log.Warn("unmount volumes that nobody uses", "error", err)
+			r.cfg.Log.Warn("unmount volumes that nobody uses", "err", err)
 		}
 	}
 	for id := range records { // of a container that was being made or removed
@@ -77,7 +77,7 @@ func (r *Runtime) open(ctx context.Context) error {
 		r.endStrayShims(ctx)
 	}
 	if err := r.sweepParts(); err != nil { // who was making a container with them has been ended
-		r.cfg.Log.Warn("unmount the parts of volumes that containers were made with", "error", err)
+		r.cfg.Log.Warn("unmount the parts of volumes that containers were made with", "err", err)
 	}
 	return r.sweepSnapshots(ctx)
 }

@@ -100,7 +100,7 @@ func (c *controller) Start(ctx context.Context) (int, error) {
 	u.mu.Unlock()
 	// Before the watcher starts, which writes the same record when the container ends.
 	if err := c.r.saveRecord(&rec); err != nil {
-		c.r.cfg.Log.Warn("the start of a container is kept in memory only", "container", c.id, "error", err)
+		c.r.cfg.Log.Warn("the start of a container is kept in memory only", "container", c.id, "err", err)
 	}
 	u.started(pid, shim, true)
 	return pid, nil

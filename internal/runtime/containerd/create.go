@@ -107,7 +107,7 @@ func (r *Runtime) claimVolumes(ctx context.Context, rec *record) {
 	}
 	for _, name := range rec.Mounted {
 		if _, err := r.cfg.Volumes.Mount(ctx, rec.ID, name, nil, nil); err != nil {
-			r.cfg.Log.Warn("a container's volume cannot be mounted", "container", rec.ID, "volume", name, "error", err)
+			r.cfg.Log.Warn("a container's volume cannot be mounted", "container", rec.ID, "volume", name, "err", err)
 		}
 	}
 }

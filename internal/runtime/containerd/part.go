@@ -115,7 +115,7 @@ func (r *Runtime) mountParts(ctx context.Context, rec *record) (release func(), 
 	}
 	release = func() {
 		if err := dropParts(filepath.Join(r.partDir(), rec.ID)); err != nil {
-			r.cfg.Log.Warn("unmount the parts of volumes that a container was made with", "container", rec.ID, "error", err)
+			r.cfg.Log.Warn("unmount the parts of volumes that a container was made with", "container", rec.ID, "err", err)
 		}
 	}
 	// An earlier try may have been cut short.

@@ -49,7 +49,7 @@ func (c *controller) Root(ctx context.Context) (*os.File, func(), error) {
 	return dir, func() {
 		release()
 		if err := unmount(); err != nil {
-			c.r.cfg.Log.Warn("unmount the volumes of an ended container", "container", c.id, "error", err)
+			c.r.cfg.Log.Warn("unmount the volumes of an ended container", "container", c.id, "err", err)
 		}
 	}, nil
 }

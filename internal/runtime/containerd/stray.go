@@ -36,7 +36,7 @@ func (r *Runtime) endStrayShims(ctx context.Context) {
 		path := filepath.Join(dir, s.Name())
 		if len(s.Name()) == socketName {
 			if err := endShim(ctx, path); err != nil {
-				r.cfg.Log.Debug("end a stray shim", "socket", path, "error", err)
+				r.cfg.Log.Debug("end a stray shim", "socket", path, "err", err)
 			}
 		}
 		_ = os.Remove(path)
@@ -86,7 +86,7 @@ func (r *Runtime) deleteStrayContainers(ctx context.Context, known map[string]bo
 		out, err := exec.CommandContext(ctx, path, "--root", root, "delete", "--force", e.Name()).CombinedOutput()
 		cancel()
 		if err != nil {
-			r.cfg.Log.Warn("delete a container nobody holds", "container", e.Name(), "error", err, "output", string(out))
+			r.cfg.Log.Warn("delete a container nobody holds", "container", e.Name(), "err", err, "output", string(out))
 		}
 	}
 }

@@ -113,7 +113,7 @@ func (u *unit) watch() {
 	shim := u.shim
 	u.mu.Unlock()
 	if err := u.r.saveRecord(&rec); err != nil {
-		u.r.cfg.Log.Warn("the exit of a container is kept in memory only", "container", u.id, "error", err)
+		u.r.cfg.Log.Warn("the exit of a container is kept in memory only", "container", u.id, "err", err)
 	}
 	u.tellExit()
 	close(u.done)
@@ -122,12 +122,12 @@ func (u *unit) watch() {
 	clear, cancel := context.WithTimeout(context.WithoutCancel(ctx), 30*time.Second)
 	defer cancel()
 	if err := u.r.deleteTask(clear, u.id); err != nil {
-		u.r.cfg.Log.Warn("clear away an ended container", "container", u.id, "error", err)
+		u.r.cfg.Log.Warn("clear away an ended container", "container", u.id, "err", err)
 	}
 	shim.reap(clear)
 	u.r.dropSocket(u.id)
 	if err := u.r.releaseVolumes(clear, &rec); err != nil {
-		u.r.cfg.Log.Warn("unmount the volumes of an ended container", "container", u.id, "error", err)
+		u.r.cfg.Log.Warn("unmount the volumes of an ended container", "container", u.id, "err", err)
 	}
 }
 
