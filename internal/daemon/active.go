@@ -77,17 +77,7 @@ func (a *active) openAgent() error {
 	return err
 }
 
-// heartbeatPeriod is Docker's default.
-const heartbeatPeriod = 5 * time.Second
-
-// leasePeriod is how long a node may be silent: three heartbeats.
-func (a *active) leasePeriod() time.Duration {
-	period := heartbeatPeriod
-	if c := a.replica.Snapshot().Cluster(); c != nil && c.Spec.Typed != nil && c.Spec.Typed.Dispatcher.HeartbeatPeriod > 0 {
-		period = c.Spec.Typed.Dispatcher.HeartbeatPeriod
-	}
-	return 3 * period
-}
+func (a *active) leasePeriod() time.Duration { return dispatch.LeasePeriod(a.replica.Snapshot()) }
 
 func (a *active) lease(l dispatch.Lease) {
 	if l.Up {

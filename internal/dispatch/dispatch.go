@@ -359,6 +359,9 @@ func (s *Server) heard(n *session, p *pb.Position) {
 	}
 }
 
+// LeasePeriod is how long a node may be silent before it counts as down, by the cluster's spec.
+func LeasePeriod(snap *state.Snapshot) time.Duration { return leasePeriods * period(snap) }
+
 // period is the time between heartbeats that the cluster's spec asks for.
 func period(snap *state.Snapshot) time.Duration {
 	c := snap.Cluster()
