@@ -231,12 +231,24 @@ func (s *steps) Write(line []byte) (int, error) {
 	return s.w.Write(line)
 }
 
+// maxLastLine bounds how much of the daemon's log is read for its last line: the log may be of any size.
+const maxLastLine = 8 << 10
+
 // lastLine is the end of the daemon's log, for the error that it died of.
 func lastLine(path string) string {
-	data, err := os.ReadFile(path)
+	f, err := os.Open(path)
 	if err != nil {
 		return err.Error()
 	}
-	lines := strings.Split(strings.TrimSpace(string(data)), "\n")
-	return lines[len(lines)-1]
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return err.Error()
+	}
+	data, err := io.ReadAll(io.NewSectionReader(f, max(0, info.Size()-maxLastLine), maxLastLine))
+	if err != nil {
+		return err.Error()
+	}
+	text := strings.TrimSpace(string(data))
+	return text[strings.LastIndexByte(text, '\n')+1:]
 }
