@@ -12,8 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// raw is an HTTP client for the routes that Docker's client has no word for. They are served on
-// the daemon's machine only.
+// raw is an HTTP client for the routes that Docker's client has no word for. It speaks over a unix socket only, so on
+// the daemon's machine; the daemon serves them on all its listeners.
 func (c *cli) raw() (*http.Client, string, *peer, error) {
 	proto, addr, ok := strings.Cut(c.address(), "://")
 	if !ok || proto != "unix" {
