@@ -286,10 +286,15 @@ func readIPAM(req *ipamConfigRequest) (c model.IPAMConfig, errs []error) {
 		}
 	}
 	if req.Gateway != "" {
-		var err error
-		if c.Gateway, err = readInside(req.Gateway, p); err != nil {
+		gateway, err := readInside(req.Gateway, p)
+		if err == nil && c.Reserved(gateway) {
+			// Docker, too, has given away the first address and IPv4's last one before it comes to the gateway.
+			err = fmt.Errorf("it is the network's own or its broadcast address: choose another one of subnet %s", p)
+		}
+		if err != nil {
 			errs = append(errs, fmt.Errorf("invalid gateway %s: %w", req.Gateway, err))
 		}
+		c.Gateway = gateway
 	}
 	if len(req.AuxiliaryAddresses) > maxAuxAddresses {
 		return c, append(errs, fmt.Errorf("%d auxiliary addresses, at most %d are allowed", len(req.AuxiliaryAddresses), maxAuxAddresses))

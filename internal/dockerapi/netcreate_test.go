@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -120,6 +121,33 @@ func TestNetworkMTU(t *testing.T) {
 			t.Errorf("%s: %d %s", c.name, w.Code, w.Body)
 		case c.refusal != "" && (w.Code != 400 || !strings.Contains(message(t, w), c.refusal)):
 			t.Errorf("%s: %d %s, want 400 with %q", c.name, w.Code, w.Body, c.refusal)
+		}
+	}
+}
+
+// A gateway is an address that a host can have.
+func TestNetworkGateway(t *testing.T) {
+	s, _ := newSwarm(t)
+	const own = "it is the network's own or its broadcast address: choose another one of subnet "
+	for name, c := range map[string]struct{ subnet, gateway, refusal string }{
+		"first":        {"10.7.0.0/24", "10.7.0.1", ""},
+		"last":         {"10.7.1.0/24", "10.7.1.254", ""},
+		"inner-zero":   {"10.8.0.0/23", "10.8.1.0", ""},
+		"network":      {"10.7.2.0/24", "10.7.2.0", own + "10.7.2.0/24"},
+		"broadcast":    {"10.7.3.0/24", "10.7.3.255", own + "10.7.3.0/24"},
+		"broadcast-29": {"10.7.4.8/29", "10.7.4.15", own + "10.7.4.8/29"},
+		"outside":      {"10.7.5.0/24", "10.7.6.1", "doesn't contain this address"},
+		"six":          {"fd00:7::/64", "fd00:7::1", ""},
+		"six-last":     {"fd00:8::/64", "fd00:8::ffff:ffff:ffff:ffff", ""},
+		"six-anycast":  {"fd00:9::/64", "fd00:9::", own + "fd00:9::/64"},
+	} {
+		six := strconv.FormatBool(strings.Contains(c.subnet, ":"))
+		w := call(s, "POST", "/v1.50/networks/create", `{"Name":"`+name+`","Driver":"overlay","EnableIPv6":`+six+`,"IPAM":{"Config":[{"Subnet":"`+c.subnet+`","Gateway":"`+c.gateway+`"}]}}`)
+		switch {
+		case c.refusal == "" && w.Code != 201:
+			t.Errorf("%s: %d %s", name, w.Code, w.Body)
+		case c.refusal != "" && (w.Code != 400 || !strings.HasPrefix(message(t, w), "invalid network config:\ninvalid gateway "+c.gateway+": ") || !strings.HasSuffix(message(t, w), c.refusal)):
+			t.Errorf("%s: %d %s, want 400 with %q", name, w.Code, w.Body, c.refusal)
 		}
 	}
 }
