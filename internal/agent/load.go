@@ -135,6 +135,7 @@ func (a *Agent) loadTasks() error {
 		return nil
 	})
 	for _, t := range a.byID {
+		t.setLeft(false) // who stopped it is not there any more
 		a.adopt(t)
 	}
 	return err

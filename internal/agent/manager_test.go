@@ -154,6 +154,10 @@ func (m *scripted) note(s *pb.TaskStatus) {
 	if r.State < old.State {
 		m.t.Errorf("task %v went back from %s to %s", r.Task, old.State, r.State)
 	}
+	if r.State == old.State {
+		old.Health = r.Health
+		m.states[r.Task] = old
+	}
 	if r.State > old.State {
 		m.history[r.Task] = append(m.history[r.Task], r.State)
 		m.states[r.Task] = r

@@ -124,6 +124,23 @@ func (o *overlays) places(nets []netplan.Attachment) map[model.NetworkID]place {
 	return out
 }
 
+// replaceable reports whether a task takes new connections in one of the networks, and another one of its service does so too.
+func (o *overlays) replaceable(id model.TaskID) bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for _, ov := range o.nets {
+		if !ov.tasks[id].serving {
+			continue
+		}
+		for t, row := range ov.tasks {
+			if row.serving && t != id && t.Service == id.Service {
+				return true
+			}
+		}
+	}
+	return false
+}
+
 // list is the numbers of the networks, in order.
 func (o *overlays) list() []model.NetworkID {
 	o.mu.Lock()

@@ -150,5 +150,5 @@ func (a *Agent) reportOf(id model.TaskID) (model.TaskReport, bool) {
 		return model.TaskReport{}, false
 	}
 	return model.TaskReport{Task: id, State: st.State, Message: st.Message, Err: st.Err, PID: st.PID,
-		ExitCode: st.ExitCode, HostPorts: st.HostPorts, Health: st.Health}, true
+		ExitCode: st.ExitCode, HostPorts: st.HostPorts, Health: st.health()}, true
 }

@@ -19,6 +19,16 @@ type status struct {
 	ExitCode  int32              `cbor:"5,keyasint,omitempty"`
 	HostPorts []swarm.PortConfig `cbor:"6,keyasint,omitempty"`
 	Health    model.Health       `cbor:"7,keyasint,omitempty"`
+	// Left says that the task is taken out of what clients are led to, for a stop that the managers did not order.
+	Left bool `cbor:"8,keyasint,omitempty"`
+}
+
+// health is what the managers are told: to them a task that has left is one whose checks begin to fail.
+func (s *status) health() model.Health {
+	if s.Left && s.Health.Serves() {
+		return model.HealthFailing
+	}
+	return s.Health
 }
 
 // actions are what the machine can do to a task. Each may be repeated, after a restart too.

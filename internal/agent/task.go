@@ -197,7 +197,7 @@ func (t *task) advance(next status) {
 	if next.State >= model.StateReady {
 		t.prepared = true
 	}
-	next.Health = t.st.Health
+	next.Health, next.Left = t.st.Health, t.st.Left && !next.State.Terminal()
 	t.st = next
 	t.mu.Unlock()
 	t.a.saveStatus(t.id, next)
@@ -220,6 +220,22 @@ func (t *task) setHealth(h model.Health) {
 	}
 	t.a.saveStatus(t.id, st)
 	t.a.rep.mark(t.id)
+}
+
+// setLeft takes the task out of what clients are led to, or back in, and lets it be reported. It returns false when there is nothing
+// to do: the task does not run, or it is so already.
+func (t *task) setLeft(left bool) bool {
+	t.mu.Lock()
+	if t.st.State != model.StateRunning || t.st.Left == left {
+		t.mu.Unlock()
+		return false
+	}
+	t.st.Left = left
+	st := t.st
+	t.mu.Unlock()
+	t.a.saveStatus(t.id, st)
+	t.a.rep.mark(t.id)
+	return true
 }
 
 func (t *task) leaves() bool {

@@ -87,10 +87,53 @@ func (c *controller) withdraw(ctx context.Context) {
 	defer cancel()
 	c.a.withdrawn.await(limited, index)
 	c.a.net.awaitUnpublished(limited, c.t.id)
-	timer := time.NewTimer(tpl.drainTime())
+	c.t.await(ctx, tpl.drainTime())
+}
+
+// Withdraw is for a stop that the managers did not order: it returns when the task of a container may get its signal, because no new
+// clients are led to it and it has had time to take up the last ones. The managers know of no withdrawal then, so that other nodes
+// are not waited for; they hear of it when this one does. A task that no other one can stand in for gets its signal at once, and so
+// does one of a node that no manager hears. Call back when the container goes on after all.
+func (a *Agent) Withdraw(ctx context.Context, container string) (back func()) {
+	t := a.withContainer(container)
+	if t == nil || !a.Status().Connected || !a.net.replaceable(t.id) {
+		return func() {}
+	}
+	first := t.setLeft(true)
+	limited, cancel := context.WithTimeout(ctx, withdrawalWait)
+	defer cancel()
+	a.net.awaitUnserved(limited, t.id)
+	_, tpl, st := t.snapshot()
+	if st.State != model.StateRunning {
+		return func() {}
+	}
+	t.await(ctx, tpl.drainTime())
+	return func() {
+		if first {
+			t.setLeft(false)
+		}
+	}
+}
+
+// withContainer is the task of a container, nil when the node has none.
+func (a *Agent) withContainer(id string) *task {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, t := range a.byID {
+		if t.container == id {
+			return t
+		}
+	}
+	return nil
+}
+
+// await lets a time pass, if the task does not end before.
+func (t *task) await(ctx context.Context, d time.Duration) {
+	timer := time.NewTimer(d)
 	defer timer.Stop()
 	select {
 	case <-timer.C:
+	case <-t.ended:
 	case <-ctx.Done():
 	}
 }

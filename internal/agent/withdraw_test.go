@@ -84,6 +84,97 @@ func TestWithdrawal(t *testing.T) {
 	}
 }
 
+// A container that somebody stops on the node is first taken out of what clients are led to, if another task can take them: the managers
+// are told that it fails, and when the kernel leads nobody to it any more and its drain time is over, it may get its signal.
+func TestWithdrawOfOneContainer(t *testing.T) {
+	h := newHost(t)
+	m := newScripted(t, h)
+	m.template(1, simpleSpec())
+	m.tpls[1].ServiceLabels = map[string]string{DrainTimeLabel: "30ms"}
+	id := m.assign(1, 1, model.StateRunning)
+	key := netplan.PortKey{Proto: netplan.TCP, Number: 80}
+	row := func(addrs ...byte) {
+		r := &pb.PortRow{Key: &pb.PortKey{Protocol: "tcp", Port: 80}, Service: 1}
+		for _, a := range addrs {
+			r.Backends = append(r.Backends, &pb.Backend{Addr4: []byte{10, 128, 1, a}, Port: 8080})
+		}
+		m.publish(r)
+	}
+	backends := func(n int) {
+		t.Helper()
+		eventually(t, "the kernel's backends", func() bool { p, _ := h.net.port(key); return len(p.Backends4) == n })
+	}
+	health := func(want model.Health) {
+		t.Helper()
+		eventually(t, "health "+want.String(), func() bool { return m.state(id).Health == want })
+	}
+	row(3)
+	a, stop := h.start(t)
+	m.awaitState(id, model.StateRunning)
+	backends(1)
+	container := ContainerID(externalID(1))
+
+	a.Withdraw(t.Context(), "another")()
+	if a.Withdraw(t.Context(), container)(); m.state(id).Health != model.HealthNone || a.rep.pending() != 0 {
+		t.Error("the only task of its service is withdrawn, and nobody could take its clients")
+	}
+
+	row(3, 4)
+	backends(2)
+	withdrawn := make(chan func(), 2)
+	for range cap(withdrawn) { // a second word for the same does not come before the first
+		go func() { withdrawn <- a.Withdraw(context.Background(), container) }()
+	}
+	health(model.HealthFailing)
+	select {
+	case <-withdrawn:
+		t.Error("it may get its signal, and the kernel leads clients to it")
+	case <-time.After(20 * time.Millisecond):
+	}
+	told := time.Now()
+	row(4)
+	for range cap(withdrawn) {
+		defer (<-withdrawn)()
+		if took := time.Since(told); took < 30*time.Millisecond || took > withdrawalWait {
+			t.Errorf("withdrawn %v after the managers took it out, drain time 30ms", took)
+		}
+	}
+	if p, _ := h.net.port(key); len(p.Backends4) != 1 {
+		t.Errorf("backends of what is withdrawn: %v", p.Backends4)
+	}
+
+	// The next daemon knows nothing of the stop, and leads clients to what still runs.
+	stop()
+	a, stop = h.start(t)
+	health(model.HealthNone)
+	row(3, 4)
+	backends(2)
+
+	// A stop that comes to nothing is taken back; one that succeeds ends as any other.
+	go func() { withdrawn <- a.Withdraw(context.Background(), container) }()
+	health(model.HealthFailing)
+	row(4)
+	(<-withdrawn)()
+	health(model.HealthNone)
+	row(3, 4)
+	backends(2)
+	ctx, cancel := context.WithCancel(context.Background())
+	go func() { withdrawn <- a.Withdraw(ctx, container) }()
+	health(model.HealthFailing)
+	cancel() // the bound, in short
+	back := <-withdrawn
+	row(4) // so that its network needs not outlive it
+	h.node.End(container, runtime.Exit{Code: 143})
+	if r := m.awaitState(id, model.StateFailed); r.Health != model.HealthNone {
+		t.Errorf("the last word is %+v", r)
+	}
+	back()
+	if st := a.Tasks()[0].State; st != model.StateFailed {
+		t.Errorf("taken back after its end: %s", st)
+	}
+	stop()
+}
+
 // holdPorts lets changes of ports wait until the returned function is called.
 func holdPorts(n *fakeNet) (release func()) {
 	gate := make(chan struct{})
@@ -143,5 +234,31 @@ func TestNetworkOutlivesTaskThatIsLedTo(t *testing.T) {
 	eventually(t, "the network is gone", func() bool { return h.net.numTasks() == 0 })
 	if p, _ := h.net.port(webPort); len(p.Backends4) != 0 {
 		t.Errorf("backends of a task without a network: %v", p.Backends4)
+	}
+}
+
+// Another task of the same service in the same network takes over; one of another service, or one that is not served, does not.
+func TestReplaceableInNetworks(t *testing.T) {
+	task := func(svc model.ServiceID, num uint64) model.TaskID { return model.TaskID{Service: svc, Num: num} }
+	id := task(1, 1)
+	for name, c := range map[string]struct {
+		nets []map[model.TaskID]overlayTask
+		want bool
+	}{
+		"none":            {nil, false},
+		"alone":           {[]map[model.TaskID]overlayTask{{id: {serving: true}}}, false},
+		"another service": {[]map[model.TaskID]overlayTask{{id: {serving: true}, task(2, 1): {serving: true}}}, false},
+		"not served":      {[]map[model.TaskID]overlayTask{{id: {serving: true}, task(1, 2): {}}}, false},
+		"is not served":   {[]map[model.TaskID]overlayTask{{id: {}, task(1, 2): {serving: true}}}, false},
+		"another one":     {[]map[model.TaskID]overlayTask{{id: {serving: true}, task(1, 2): {serving: true}}}, true},
+		"in another net":  {[]map[model.TaskID]overlayTask{{id: {serving: true}}, {task(1, 2): {serving: true}}}, false},
+	} {
+		o := newOverlays()
+		for i, tasks := range c.nets {
+			o.nets[model.NetworkID(i+1)] = &overlay{tasks: tasks}
+		}
+		if got := o.replaceable(id); got != c.want {
+			t.Errorf("%s: %v", name, got)
+		}
 	}
 }

@@ -35,6 +35,15 @@ func (b *backend) Exec(ctx context.Context, id string, spec skruntime.ExecSpec) 
 // Control is a container of this node.
 func (b *backend) Control(id string) (dockerapi.Control, error) { return b.runtime.Open(id) }
 
+// Withdraw takes a container of this node out of what clients are led to.
+func (b *backend) Withdraw(ctx context.Context, id string) (back func()) {
+	a := b.active()
+	if a == nil {
+		return func() {}
+	}
+	return a.agent.Withdraw(ctx, id)
+}
+
 const (
 	psLimit  = 10 * time.Second
 	psOutput = 8 << 20 // bytes: a node with many processes lists them all

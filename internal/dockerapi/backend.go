@@ -204,6 +204,9 @@ type Containers interface {
 	WatchContainers(ctx context.Context, fn func(ContainerEvent)) error
 	// Control is a container of this node by its full ID; whether it exists its methods tell.
 	Control(id string) (Control, error)
+	// Withdraw returns when a container of this node that is to be stopped has been taken out of what clients are led to, as far as
+	// that can be and takes a bounded time, or when ctx ends. back undoes it, for a container that goes on.
+	Withdraw(ctx context.Context, id string) (back func())
 	// PS runs this node's ps with arguments that have been checked, and returns what it writes.
 	PS(ctx context.Context, args []string) (string, error)
 }

@@ -23,6 +23,23 @@ func (f *fake) Exec(ctx context.Context, id string, spec runtime.ExecSpec) (runt
 	return c.Exec(ctx, spec)
 }
 
+// Withdraw notes what clients are not led to any more, while it runs.
+func (f *fake) Withdraw(_ context.Context, id string) (back func()) {
+	f.localMu.Lock()
+	defer f.localMu.Unlock()
+	c, err := f.controller(context.Background(), id)
+	if err != nil {
+		return func() {}
+	}
+	st, _ := c.Status(context.Background())
+	f.withdrawn = append(f.withdrawn, string(st.State))
+	return func() {
+		f.localMu.Lock()
+		defer f.localMu.Unlock()
+		f.withdrawn = append(f.withdrawn, "back")
+	}
+}
+
 // Control opens a container of the fake node.
 func (f *fake) Control(id string) (Control, error) { return f.controller(context.Background(), id) }
 

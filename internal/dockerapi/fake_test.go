@@ -41,6 +41,8 @@ type fake struct {
 	taken    map[uint32]string // host ports that a program holds
 	node     *fakeruntime.Node
 	others   map[model.NodeID]string // addresses of other nodes' APIs
+	// withdrawn are the states of the containers that were withdrawn, and "back" for one that was taken back.
+	withdrawn []string
 	// beforePropose, when set, runs before a batch is applied: others may write in between.
 	beforePropose func(*model.Batch)
 	manual        bool // no orchestrator

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -138,6 +139,9 @@ func TestKillStopWait(t *testing.T) {
 	if got := <-waits; got != "137" {
 		t.Errorf("the wait says %s", got)
 	}
+	if len(f.withdrawn) != 0 {
+		t.Errorf("a kill does not wait, but it was withdrawn: %v", f.withdrawn)
+	}
 	var out container.WaitResponse
 	decode(t, call(s, "POST", "/containers/"+id+"/wait", "").Body, &out)
 	if out.StatusCode != 137 {
@@ -223,6 +227,9 @@ func TestStopIgnored(t *testing.T) {
 	}
 	if len(got) != 1 || signals != 2 {
 		t.Errorf("events %v, %d signals", got, signals)
+	}
+	if !slices.Equal(f.withdrawn, []string{"running"}) {
+		t.Errorf("withdrawn: %v", f.withdrawn)
 	}
 }
 

@@ -103,7 +103,8 @@ func waitEnd(ctx context.Context, ctl Control, limit time.Duration) (bool, error
 	return false, err
 }
 
-// stopContainer asks a container to end and kills it when its time is over. It goes on when the client does not wait.
+// stopContainer takes a container out of what clients are led to, asks it to end and kills it when its time is over. It goes on when
+// the client does not wait.
 func (s *Server) stopContainer(r *request, c *Container) error {
 	ctl, err := s.backend.Control(c.ID)
 	if err != nil {
@@ -120,6 +121,7 @@ func (s *Server) stopContainer(r *request, c *Container) error {
 	if st.State != runtime.Running {
 		return writeEmpty(r, http.StatusNotModified)
 	}
+	back := s.backend.Withdraw(context.WithoutCancel(r.ctx()), c.ID)
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.ctx()), grace+2*killWait)
 	defer cancel()
 	err = s.signalContainer(ctx, c, ctl, sig)
@@ -134,6 +136,9 @@ func (s *Server) stopContainer(r *request, c *Container) error {
 	}
 	if runtime.KindOf(err) == runtime.KindNotRunning || errors.Is(err, runtime.ErrNotFound) {
 		ended, err = true, nil // it ended by itself in between
+	}
+	if !ended {
+		back()
 	}
 	if err != nil {
 		return fmt.Errorf("cannot stop container: %s: %w", r.vars["id"], err)
