@@ -42,6 +42,13 @@ func (l *lab) run() *atomic.Int64 {
 // dump is the kernel's state as the programs of the host print it, without
 // counters and clocks.
 func (l *lab) dump() string {
+	l.t.Helper()
+	// The kernel gives each link an IPv6 address of its own when it has time.
+	within(l.t, 10*time.Second, "the links' own addresses", func() bool {
+		count := func(cmd, what string) int { return strings.Count(l.sh(l.host, "%s", cmd), what) }
+		links := count("ip -o link show up", "\n") - 1 // lo has none
+		return count("ip -6 -o addr show -tentative", "scope link") == links && count("ip -6 route show table local", "local fe80::") == links
+	})
 	var b strings.Builder
 	for _, v := range []struct {
 		name string
@@ -56,7 +63,12 @@ func (l *lab) dump() string {
 	}
 	mounts, err := os.ReadFile("/proc/self/mountinfo")
 	must(l.t, err)
-	b.Write(mounts)
+	// The lab's alone: a mount that another program made before the lab began goes from here too when its folder does.
+	for line := range strings.Lines(string(mounts)) {
+		if strings.Contains(line, l.dir) {
+			b.WriteString(line)
+		}
+	}
 	return b.String()
 }
 
