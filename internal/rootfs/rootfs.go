@@ -290,7 +290,7 @@ func ofKernel(f *os.File) (bool, error) {
 	if err := unix.Fstatfs(int(f.Fd()), &st); err != nil {
 		return false, &fs.PathError{Op: "statfs", Path: f.Name(), Err: err}
 	}
-	switch int64(st.Type) { //nolint:unconvert // it is 32 bits wide on some machines
+	switch int64(st.Type) { // it is 32 bits wide on some machines
 	case unix.PROC_SUPER_MAGIC, unix.SYSFS_MAGIC, unix.CGROUP_SUPER_MAGIC, unix.CGROUP2_SUPER_MAGIC, unix.DEVPTS_SUPER_MAGIC, unix.DEBUGFS_MAGIC,
 		unix.TRACEFS_MAGIC, unix.SECURITYFS_MAGIC, unix.BPF_FS_MAGIC, unix.BINFMTFS_MAGIC, unix.PSTOREFS_MAGIC, unix.EFIVARFS_MAGIC, mqueueMagic:
 		return true, nil

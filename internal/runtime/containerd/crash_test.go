@@ -11,7 +11,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -209,4 +211,61 @@ func TestKilledInALook(t *testing.T) {
 	if _, err := h.runtime.client.SnapshotService(snapshotter).Stat(ctx, viewPrefix+"b"); !errdefs.IsNotFound(err) {
 		t.Errorf("the snapshot is left: %v", err)
 	}
+}
+
+// TestBundleMadeAnew makes what runc may leave that is killed with its daemon: a folder of mount points where containerd had removed it.
+func TestBundleMadeAnew(t *testing.T) {
+	h := newHost(t)
+	h.boot(t)
+	for name, start := range map[string]bool{"started": true, "removed": false} {
+		spec := conformance.NewSpec(name, conformance.Obeys())
+		c, err := h.runtime.Controller(spec)
+		must(t, err)
+		must(t, c.Prepare(t.Context()))
+		must(t, os.MkdirAll(filepath.Join(h.runtime.bundle(spec.ID), "rootfs", "proc"), 0o755))
+		if start {
+			_, err = c.Start(t.Context())
+			must(t, err)
+		}
+		must(t, c.Remove(t.Context()))
+		if exists(h.runtime.bundle(spec.ID)) {
+			t.Errorf("%s: the folder is left", name)
+		}
+	}
+}
+
+// TestFailedStartLeavesNoProcess: the shim of a container that cannot be made is ended and reaped.
+func TestFailedStartLeavesNoProcess(t *testing.T) {
+	h := newHost(t)
+	h.boot(t)
+	before := zombies(t)
+	for range 3 {
+		spec := conformance.NewSpec("missing", conformance.Missing())
+		c, err := h.runtime.Controller(spec)
+		must(t, err)
+		must(t, c.Prepare(t.Context()))
+		if _, err := c.Start(t.Context()); runtime.KindOf(err) != runtime.KindCommand {
+			t.Errorf("Start = %v", err)
+		}
+		must(t, c.Remove(t.Context()))
+	}
+	for _, z := range zombies(t) {
+		if !slices.Contains(before, z) {
+			t.Errorf("process %s is left", z)
+		}
+	}
+}
+
+// zombies are the processes of ours that have ended and nobody waits for.
+func zombies(t *testing.T) (found []string) {
+	t.Helper()
+	all, err := filepath.Glob("/proc/[0-9]*/stat")
+	must(t, err)
+	for _, path := range all {
+		stat, err := os.ReadFile(path)
+		if err == nil && strings.Contains(string(stat), " Z "+strconv.Itoa(os.Getpid())+" ") {
+			found = append(found, filepath.Base(filepath.Dir(path)))
+		}
+	}
+	return found
 }

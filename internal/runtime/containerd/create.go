@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"strings"
 	"time"
@@ -12,6 +13,7 @@ import (
 	"github.com/containerd/containerd/api/types"
 	"github.com/containerd/containerd/api/types/runc/options"
 	"github.com/containerd/containerd/v2/core/containers"
+	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errgrpc"
@@ -162,10 +164,13 @@ func newRecord(s *runtime.Spec, img *image) (*record, error) {
 }
 
 // launch makes the task and starts it. When it fails nothing is left of the task.
-func (c *controller) launch(ctx context.Context, rec *record) (pid int, shim *shimProcess, err error) {
+func (c *controller) launch(ctx context.Context, rec *record) (int, *shimProcess, error) {
 	mounts, err := c.r.client.SnapshotService(snapshotter).Mounts(ctx, c.id)
 	if err != nil {
 		return 0, nil, fmt.Errorf("find the container's file system: %w", err)
+	}
+	if err := c.r.clearBundle(c.id); err != nil {
+		return 0, nil, err
 	}
 	release, err := c.r.mountParts(ctx, rec)
 	if err != nil {
@@ -179,26 +184,52 @@ func (c *controller) launch(ctx context.Context, rec *record) (pid int, shim *sh
 	if rec.TTY {
 		request.Stderr = "" // a terminal has one stream
 	}
+	var shim *shimProcess
 	if c.r.cfg.Address == "" {
 		if shim, err = c.r.startShim(c.id); err != nil {
 			return 0, nil, err
 		}
 		request.TaskApiAddress, request.TaskApiVersion = "ttrpc+unix://"+shim.socket, 3
 	}
-	defer func() {
-		if err != nil {
-			shim.kill(ctx)
-			c.r.dropSocket(c.id)
-		}
-	}()
-	created, err := c.r.client.TaskService().Create(ctx, request)
+	pid, err := c.r.runTask(ctx, request)
 	if err != nil {
-		return 0, nil, startError(err)
+		shim.kill(ctx)
+		c.r.dropSocket(c.id)
+		return 0, nil, err
 	}
-	if _, err = c.r.client.TaskService().Start(ctx, &tasks.StartRequest{ContainerID: c.id}); err != nil {
-		return 0, nil, errors.Join(startError(err), c.r.deleteTask(ctx, c.id))
+	return pid, shim, nil
+}
+
+// runTask has containerd make a task and start it.
+func (r *Runtime) runTask(ctx context.Context, request *tasks.CreateTaskRequest) (pid int, err error) {
+	created, err := r.client.TaskService().Create(ctx, request)
+	if err != nil {
+		return 0, startError(err)
 	}
-	return int(created.Pid), shim, nil
+	if _, err = r.client.TaskService().Start(ctx, &tasks.StartRequest{ContainerID: request.ContainerID}); err != nil {
+		return 0, errors.Join(startError(err), r.deleteTask(ctx, request.ContainerID))
+	}
+	return int(created.Pid), nil
+}
+
+// clearBundle removes the folder of a task that is not: containerd makes no task when there is one. runc, killed with its daemon while it
+// makes a container, may make its mount points anew in a folder that is removed meanwhile.
+func (r *Runtime) clearBundle(id string) error {
+	if r.cfg.Address != "" {
+		return nil
+	}
+	dir := r.bundle(id)
+	if !exists(dir) {
+		return nil
+	}
+	// Nothing must be mounted in what is deleted.
+	if err := mount.UnmountRecursive(dir, 0); err != nil {
+		return fmt.Errorf("unmount what is left of a task: %w", err)
+	}
+	if err := os.RemoveAll(dir); err != nil {
+		return fmt.Errorf("remove what is left of a task: %w", err)
+	}
+	return nil
 }
 
 // startError finds the kind of error in what containerd, the shim and runc made of it.
@@ -222,5 +253,5 @@ func (r *Runtime) discard(ctx context.Context, id string) error {
 	if err := r.client.SnapshotService(snapshotter).Remove(ctx, id); err != nil && !errdefs.IsNotFound(err) {
 		return fmt.Errorf("remove the file system of container %s: %w", id, err)
 	}
-	return nil
+	return r.clearBundle(id)
 }

@@ -66,19 +66,33 @@ func (p *part) mount() error {
 	if err := p.makePoint(f); err != nil {
 		return fmt.Errorf("make a mount point for %s of volume %s: %w", p.Path, p.Volume, err)
 	}
-	// Private before it is mounted: what is unmounted there later must not be unmounted in the volume as well.
-	tree, err := copyMount(f, unix.AT_RECURSIVE, unix.MountAttr{Propagation: unix.MS_PRIVATE})
+	tree, err := privateCopy(f)
 	if err == nil {
 		defer unix.Close(tree)
 		err = unix.MoveMount(tree, "", unix.AT_FDCWD, p.At, unix.MOVE_MOUNT_F_EMPTY_PATH)
-	}
-	if errors.Is(err, unix.ENOSYS) {
-		return p.refuse("a part of a volume takes Linux 5.12 or newer: mount the whole volume "+p.Volume, err)
 	}
 	if err != nil {
 		return fmt.Errorf("mount %s of volume %s: %w", p.Path, p.Volume, err)
 	}
 	return nil
+}
+
+// privateCopy makes another mount of an open file or directory and of what is mounted below it, private before it is mounted: what is unmounted
+// there later must not be unmounted in the volume as well. Before Linux 5.12 that cannot be had, and what is mounted below is left out.
+func privateCopy(f *os.File) (fd int, err error) {
+	fd, err = copyMount(f, unix.AT_RECURSIVE)
+	if err != nil {
+		return -1, err
+	}
+	err = unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, &unix.MountAttr{Propagation: unix.MS_PRIVATE})
+	if err == nil {
+		return fd, nil
+	}
+	_ = unix.Close(fd)
+	if errors.Is(err, unix.ENOSYS) {
+		return copyMount(f, 0)
+	}
+	return -1, &os.PathError{Op: "make private the mount of", Path: f.Name(), Err: err}
 }
 
 // makePoint makes a directory for a directory and a file for anything else.

@@ -4,9 +4,11 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	goruntime "runtime"
 	"strconv"
 	"strings"
 	"testing"
+	"unsafe"
 
 	"github.com/moby/moby/api/types/mount"
 	"github.com/moby/sys/mountinfo"
@@ -156,6 +158,46 @@ func TestPartIsHeld(t *testing.T) {
 	if b, err := os.ReadFile(filepath.Join(dir, "file")); err != nil || string(b) != "kept" {
 		t.Errorf("the volume's file: %q, %v", b, err)
 	}
+}
+
+// refuseCall has the kernel say to the calling thread that it does not know a system call.
+func refuseCall(t *testing.T, number uint32) {
+	t.Helper()
+	filter := []unix.SockFilter{
+		{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: 0}, // the call's number
+		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, Jf: 1, K: number},
+		{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ERRNO | uint32(unix.ENOSYS)},
+		{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ALLOW},
+	}
+	program := unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}
+	must(t, unix.Prctl(unix.PR_SET_SECCOMP, unix.SECCOMP_MODE_FILTER, uintptr(unsafe.Pointer(&program)), 0, 0))
+	goruntime.KeepAlive(filter)
+}
+
+// Linux 5.10 and 5.11 cannot make a mount private before it is mounted; what is mounted in the volume is safe there too.
+func TestPartOnOldKernel(t *testing.T) {
+	h := newHost(t)
+	dir, _ := h.volume(t)
+	goruntime.LockOSThread() // never unlocked: the thread ends with the test
+	must(t, unix.Unshare(unix.CLONE_NEWNS|unix.CLONE_FS))
+	must(t, unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""))
+	must(t, unix.Mount("tmpfs", dir, "tmpfs", 0, "size=1m"))
+	must(t, unix.Mount("", dir, "", unix.MS_SHARED, ""))
+	nested := filepath.Join(dir, "sub", "nested")
+	must(t, os.MkdirAll(nested, 0o755))
+	must(t, unix.Mount("tmpfs", nested, "tmpfs", 0, "size=1m"))
+	must(t, os.WriteFile(filepath.Join(nested, "f"), nil, 0o644))
+	refuseCall(t, unix.SYS_MOUNT_SETATTR)
+	p := part{Volume: "vol", Dir: dir, Path: "sub", At: filepath.Join(h.cfg.State, "parts", "x", "0")}
+	must(t, p.mount())
+	if entries, err := os.ReadDir(filepath.Join(p.At, "nested")); err != nil || len(entries) > 0 {
+		t.Errorf("what is below is there: %v, %v", entries, err)
+	}
+	must(t, dropParts(filepath.Dir(p.At)))
+	if _, err := os.Stat(filepath.Join(nested, "f")); err != nil {
+		t.Errorf("what was mounted in the volume is not any more: %v", err)
+	}
+	must(t, errors.Join(unix.Unmount(nested, unix.MNT_DETACH), unix.Unmount(dir, unix.MNT_DETACH)))
 }
 
 // Who looks at the files of a container that ended sees its part, and no host's directory that the part's name leads to meanwhile.

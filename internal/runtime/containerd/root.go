@@ -277,11 +277,7 @@ func bindInto(root *os.File, m specs.Mount, p *part) error {
 		return nil // the container made something else of it
 	}
 	defer unix.Close(fd)
-	attr := unix.MountAttr{Propagation: unix.MS_PRIVATE}
-	if slices.Contains(m.Options, "ro") {
-		attr.Attr_set = unix.MOUNT_ATTR_RDONLY
-	}
-	tree, err := copyMount(source, 0, attr)
+	tree, err := copyMount(source, 0)
 	if err != nil {
 		return err
 	}
@@ -290,19 +286,19 @@ func bindInto(root *os.File, m specs.Mount, p *part) error {
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) {
 		return nil
 	}
-	return err
+	if err != nil || !slices.Contains(m.Options, "ro") {
+		return err
+	}
+	// By the mount itself: at its name there may be another already.
+	return unix.Mount("", "/proc/self/fd/"+strconv.Itoa(tree), "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY, "")
 }
 
-// copyMount makes another mount of an open file or directory, which is mounted nowhere yet, and with recursive, unix.AT_RECURSIVE, of
-// what is mounted below it. It takes Linux 5.12, and is not found by name from the first to the last step.
-func copyMount(f *os.File, recursive uint, attr unix.MountAttr) (fd int, err error) {
+// copyMount makes another mount of an open file or directory, and with recursive, unix.AT_RECURSIVE, of what is mounted below it. It is
+// mounted nowhere yet.
+func copyMount(f *os.File, recursive uint) (fd int, err error) {
 	fd, err = unix.OpenTree(int(f.Fd()), "", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_EMPTY_PATH|recursive)
 	if err != nil {
 		return -1, &os.PathError{Op: "copy the mount of", Path: f.Name(), Err: err}
-	}
-	if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH|recursive, &attr); err != nil {
-		_ = unix.Close(fd)
-		return -1, &os.PathError{Op: "set up the mount of", Path: f.Name(), Err: err}
 	}
 	return fd, nil
 }

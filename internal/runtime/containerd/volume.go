@@ -87,11 +87,11 @@ func (r *Runtime) fillVolume(ctx context.Context, s *runtime.Spec, img *image, t
 	return r.images.view(ctx, img, "fill-"+s.ID[:16], func(root string) error {
 		source, err := fs.RootPath(root, target)
 		if err != nil {
-			return nil //nolint:nilerr // the image has nothing there
+			return nil // the image has nothing there
 		}
 		info, err := os.Stat(source)
 		if err != nil || !info.IsDir() {
-			return nil //nolint:nilerr // the same
+			return nil // the same
 		}
 		return r.cfg.Volumes.Fill(ctx, name, source)
 	})
