@@ -76,23 +76,15 @@ func (a *Agent) buildSpec(m *pb.Task, tpl *template) (runtime.Spec, error) {
 	s := a.scope(m, tpl)
 	spec := runtime.Spec{ID: ContainerID(m.Id), TaskID: m.Id, Name: s.Task.Name, Task: tpl.spec, ImageDigest: tpl.msg.ImageDigest}
 	cs := *tpl.spec.ContainerSpec
-	var err error
-	if spec.Hostname, err = s.expand(cs.Hostname); err != nil {
-		return spec, runtime.Invalid("expanding hostname failed: %v", err)
+	if err := s.expandSpec(&cs); err != nil {
+		return spec, runtime.Invalid("%v", err)
 	}
 	if tpl.msg.NetMode == string(model.NetHost) {
 		// Where it has the host's addresses it goes by the host's name.
-		spec.NetNS, spec.Hostname = runtime.HostNetNS, cmp.Or(spec.Hostname, s.Node.Hostname)
+		spec.NetNS, cs.Hostname = runtime.HostNetNS, cmp.Or(cs.Hostname, s.Node.Hostname)
 	}
-	cs.Hostname = spec.Hostname
-	if spec.Env, err = s.expandAll(cs.Env); err != nil {
-		return spec, runtime.Invalid("expanding env failed: %v", err)
-	}
-	spec.Env = append(spec.Env, resourceEnv(m.Generic)...)
-	cs.Env = spec.Env
-	if cs.Mounts, err = s.expandMounts(cs.Mounts); err != nil {
-		return spec, runtime.Invalid("expanding mounts failed: %v", err)
-	}
+	cs.Env = append(cs.Env, resourceEnv(m.Generic)...)
+	spec.Hostname, spec.Env = cs.Hostname, cs.Env
 	spec.Task.ContainerSpec = &cs
 	spec.Labels = maps.Clone(cs.Labels)
 	if spec.Labels == nil {
@@ -107,6 +99,36 @@ func (a *Agent) buildSpec(m *pb.Task, tpl *template) (runtime.Spec, error) {
 		"com.docker.swarm.service.name": s.Service.Name,
 	})
 	return spec, nil
+}
+
+// expandSpec fills the placeholders of a spec, which is changed but for what its pointers, slices and maps lead to.
+func (s *scope) expandSpec(cs *swarm.ContainerSpec) (err error) {
+	if cs.Hostname, err = s.expand(cs.Hostname); err != nil {
+		return fmt.Errorf("expanding hostname failed: %w", err)
+	}
+	if cs.Env, err = s.expandAll(cs.Env); err != nil {
+		return fmt.Errorf("expanding env failed: %w", err)
+	}
+	if cs.Mounts, err = s.expandMounts(cs.Mounts); err != nil {
+		return fmt.Errorf("expanding mounts failed: %w", err)
+	}
+	return nil
+}
+
+// CheckPlaceholders tries the placeholders of a service's spec with a task that might be: what cannot be filled there is better refused
+// than accepted and then rejected on every node. As in Docker this is a best effort, for nodes and tasks differ.
+func CheckPlaceholders(spec *swarm.ServiceSpec) error {
+	if spec.TaskTemplate.ContainerSpec == nil {
+		return nil
+	}
+	const id = "0123456789abcdefghijklmno"
+	var s scope
+	s.Service.ID, s.Service.Name, s.Service.Labels = id, spec.Name, spec.Labels
+	s.Node.ID, s.Node.Hostname = id, "node-hostname"
+	s.Node.Platform.Architecture, s.Node.Platform.OS = "x86_64", "linux"
+	s.Task.ID, s.Task.Slot, s.Task.Name = id, "1", taskName(spec.Name, "1", id)
+	cs := *spec.TaskTemplate.ContainerSpec
+	return s.expandSpec(&cs)
 }
 
 // resourceEnv tells a task in Docker's variables which generic resources it has: DOCKER_RESOURCE_KIND is

@@ -115,6 +115,19 @@ func (c *cli) completeTask(cmd *cobra.Command, before []string, _ string) ([]str
 	return names, cobra.ShellCompDirectiveNoFileComp
 }
 
+// completeServiceOrTask offers the services, and the tasks that run, for the only argument.
+func (c *cli) completeServiceOrTask(cmd *cobra.Command, before []string, word string) ([]string, cobra.ShellCompDirective) {
+	if len(before) > 0 {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	services, directive := c.completeService(cmd, before, word)
+	if directive == cobra.ShellCompDirectiveError {
+		return nil, directive
+	}
+	tasks, directive := c.completeTask(cmd, before, word)
+	return append(services, tasks...), directive
+}
+
 func (c *cli) ps() *cobra.Command {
 	var l listing
 	var filter []string
@@ -184,7 +197,7 @@ func (c *cli) logs() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "logs SERVICE|TASK", Short: "Print what a service or one of its tasks wrote",
 		Long: "Print what all tasks of a service wrote, or one task.\n\n" + taskHelp,
-		Args: args(cobra.ExactArgs(1)), ValidArgsFunction: c.completeTask,
+		Args: args(cobra.ExactArgs(1)), ValidArgsFunction: c.completeServiceOrTask,
 		Example: `  skep logs -f web
   skep logs --tail 20 web.1`,
 		RunE: func(cmd *cobra.Command, a []string) error {

@@ -68,8 +68,8 @@ func TestPsOfAll(t *testing.T) {
 
 func TestCompleteTask(t *testing.T) {
 	host := intoDaemon(t)
-	for _, verb := range []string{"exec", "top", "logs", "stats"} {
-		if _, out, errs := run(t, host, "__complete", verb, "w"); !strings.HasPrefix(out, "web.1\nweb.2\n") {
+	for verb, want := range map[string]string{"exec": "web.1\nweb.2\n", "top": "web.1\nweb.2\n", "stats": "web.1\nweb.2\n", "logs": "web\nweb.1\nweb.2\n"} {
+		if _, out, errs := run(t, host, "__complete", verb, "w"); !strings.HasPrefix(out, want) {
 			t.Errorf("%s: %s%s", verb, out, errs)
 		}
 	}

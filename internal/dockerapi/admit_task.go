@@ -11,6 +11,7 @@ import (
 
 	"github.com/moby/moby/api/types/mount"
 	"github.com/moby/moby/api/types/swarm"
+	"github.com/skep-swarm/skep/internal/agent"
 	"github.com/skep-swarm/skep/internal/model"
 	"github.com/skep-swarm/skep/internal/schedule"
 	"github.com/skep-swarm/skep/internal/volumes"
@@ -61,6 +62,9 @@ func admitContainer(s *swarm.ServiceSpec) error {
 	c := containerOf(s)
 	if err := admitReferences(c); err != nil {
 		return err
+	}
+	if err := agent.CheckPlaceholders(s); err != nil {
+		return invalid("%s", err)
 	}
 	if err := admitLabels("ContainerSpec: Labels", c.Labels); err != nil {
 		return err

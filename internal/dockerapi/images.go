@@ -52,8 +52,15 @@ func repoTags(img *Image) []string {
 	return out
 }
 
-func imageSummary(img *Image, containers []Container) image.Summary {
-	out := image.Summary{ID: img.ID, Labels: img.Labels, Size: img.Size, SharedSize: -1, RepoTags: repoTags(img), RepoDigests: repoDigests(img)}
+// imageSummaryView is an image in a list. Clients before API 1.44 read its size also under another name.
+type imageSummaryView struct {
+	image.Summary
+	VirtualSize int64 `json:",omitempty"`
+}
+
+func imageSummary(v apiVersion, img *Image, containers []Container) imageSummaryView {
+	out := imageSummaryView{VirtualSize: virtualSize(v, img)}
+	out.Summary = image.Summary{ID: img.ID, Labels: img.Labels, Size: img.Size, SharedSize: -1, RepoTags: repoTags(img), RepoDigests: repoDigests(img)}
 	if !img.Created.IsZero() {
 		out.Created = img.Created.Unix()
 	}
@@ -63,6 +70,14 @@ func imageSummary(img *Image, containers []Container) image.Summary {
 		}
 	}
 	return out
+}
+
+// virtualSize is an image's size for clients who know it by this name, else 0.
+func virtualSize(v apiVersion, img *Image) int64 {
+	if v.before(44) {
+		return img.Size
+	}
+	return 0
 }
 
 func (s *Server) listImages(r *request) error {
@@ -92,36 +107,44 @@ func (s *Server) listImages(r *request) error {
 			*bound = img.Created
 		}
 	}
-	out := []image.Summary{}
+	out := []imageSummaryView{}
 	for i := range images {
-		img := &images[i]
-		if asked && dangling != (len(img.Names) == 0) || !f.labels("label", img.Labels) || !matchesReference(f, img) ||
+		img := images[i]
+		if asked && dangling != (len(img.Names) == 0) || !f.labels("label", img.Labels) ||
 			!before.IsZero() && !img.Created.Before(before) || !since.IsZero() && !img.Created.After(since) {
 			continue
 		}
-		out = append(out, imageSummary(img, containers))
+		if f.has("reference") {
+			if img.Names = referredTo(f["reference"], img.Names); len(img.Names) == 0 {
+				continue
+			}
+		}
+		out = append(out, imageSummary(r.version, &img, containers))
 	}
-	slices.SortStableFunc(out, func(a, b image.Summary) int { return int(b.Created - a.Created) })
+	slices.SortStableFunc(out, func(a, b imageSummaryView) int { return int(b.Created - a.Created) })
 	return writeJSON(r, http.StatusOK, out)
 }
 
-func matchesReference(f filters, img *Image) bool {
-	if !f.has("reference") {
-		return true
-	}
-	for _, pattern := range f["reference"] {
-		for _, n := range img.Names {
-			tagged := familiar(n)
-			repo, _, _ := strings.Cut(tagged, ":")
-			for _, subject := range []string{tagged, repo} {
-				// A broken pattern matches nothing.
-				if ok, err := path.Match(pattern, subject); err == nil && ok {
-					return true
-				}
-			}
+// referredTo are the names that one of the patterns is for: as users write them, with the tag or without. An image's other names are not
+// listed, or "docker rmi" of what a search found would take them, too.
+func referredTo(patterns, names []string) []string {
+	var out []string
+	for _, n := range names {
+		named, err := reference.ParseNormalizedNamed(n)
+		if err != nil {
+			continue
+		}
+		subjects := []string{reference.FamiliarString(named), reference.FamiliarName(named)}
+		if slices.ContainsFunc(patterns, func(pattern string) bool {
+			return slices.ContainsFunc(subjects, func(subject string) bool {
+				ok, err := path.Match(pattern, subject)
+				return err == nil && ok // a broken pattern matches nothing
+			})
+		}) {
+			out = append(out, n)
 		}
 	}
-	return false
+	return out
 }
 
 // findImage looks an image up by ID, digest, name or prefix of its ID, in this order.
@@ -170,7 +193,8 @@ func (s *Server) image(r *request) (*Image, error) {
 // imageView is Docker's image, with its configuration as it is in the image.
 type imageView struct {
 	image.InspectResponse
-	Config json.RawMessage
+	VirtualSize int64 `json:",omitempty"`
+	Config      json.RawMessage
 }
 
 func (s *Server) getImage(r *request) error {
@@ -182,7 +206,7 @@ func (s *Server) getImage(r *request) error {
 		ID: img.ID, RepoTags: repoTags(img), RepoDigests: repoDigests(img), Comment: img.Comment, Author: img.Author,
 		Created: img.Created.UTC().Format(time.RFC3339Nano), Architecture: img.Architecture, Variant: img.Variant, Os: img.OS, Size: img.Size,
 		RootFS: image.RootFS{Type: "layers", Layers: img.Layers},
-	}, Config: img.Config}
+	}, Config: img.Config, VirtualSize: virtualSize(r.version, img)}
 	if out.Config == nil {
 		out.Config = json.RawMessage("{}")
 	}

@@ -160,6 +160,70 @@ func TestPruneContainers(t *testing.T) {
 }
 
 // What an image shares with others is known when it shares nothing.
+// What is asked of the disk's use is counted, what is not is left out.
+func TestDiskUsageByType(t *testing.T) {
+	s, f, _ := oneTask(t)
+	f.images = []Image{{ID: digestA, Size: 3}}
+	for query, want := range map[string]string{"": "images containers volumes cache", "?type=container": "containers", "?type=image&type=volume": "images volumes", "?type=build-cache": "cache"} {
+		var got struct {
+			LayersSize                              int64
+			Images, Containers, Volumes, BuildCache *[]struct{ SizeRw, SizeRootFs int64 }
+		}
+		decode(t, call(s, http.MethodGet, "/v1.44/system/df"+query, "").Body, &got)
+		var names []string
+		for _, part := range []struct {
+			name string
+			list *[]struct{ SizeRw, SizeRootFs int64 }
+		}{{"images", got.Images}, {"containers", got.Containers}, {"volumes", got.Volumes}, {"cache", got.BuildCache}} {
+			if part.list != nil {
+				names = append(names, part.name)
+			}
+		}
+		if strings.Join(names, " ") != want || (got.LayersSize == 3) != (got.Images != nil) {
+			t.Errorf("%s: %q of %d bytes, want %q", query, names, got.LayersSize, want)
+		}
+		if got.Containers != nil && (len(*got.Containers) != 1 || (*got.Containers)[0].SizeRw != 3000) {
+			t.Errorf("%s: containers %+v", query, *got.Containers)
+		}
+	}
+	if w := call(s, http.MethodGet, "/system/df?type=stack", ""); w.Code != 400 || message(t, w) != "unknown object type: stack" {
+		t.Errorf("an unknown type: %d %s", w.Code, w.Body)
+	}
+}
+
+// A search by reference lists the names that it is for, and no other of the same image.
+func TestImagesByReference(t *testing.T) {
+	s, f := newSwarm(t)
+	f.images = []Image{{ID: digestA, Size: 3, Names: []string{"docker.io/library/web:1", "docker.io/library/web:2", "localhost:5000/team/web:1"}}}
+	for pattern, want := range map[string]string{
+		"web": "web:1 web:2", "web:1": "web:1", "w*:2": "web:2", "localhost:5000/team/web": "localhost:5000/team/web:1", "localhost:5000/*/*:1": "localhost:5000/team/web:1",
+		"localhost": "", "team/web": "", "[": "",
+	} {
+		var got []struct{ RepoTags []string }
+		decode(t, call(s, http.MethodGet, "/images/json?"+filtersOf(map[string][]string{"reference": {pattern}}), "").Body, &got)
+		tags := ""
+		if len(got) > 0 {
+			tags = strings.Join(got[0].RepoTags, " ")
+		}
+		if tags != want {
+			t.Errorf("%s: %q, want %q", pattern, tags, want)
+		}
+	}
+}
+
+// Clients before API 1.44 read the size of an image as VirtualSize.
+func TestVirtualSize(t *testing.T) {
+	s, f := newSwarm(t)
+	f.images = []Image{{ID: digestA, Size: 3, Names: []string{"docker.io/library/web:1"}}}
+	for version, want := range map[string]bool{"/v1.40": true, "/v1.43": true, "/v1.44": false, "": false} {
+		for _, path := range []string{"/images/json", "/images/web:1/json", "/system/df"} {
+			if got := call(s, http.MethodGet, version+path, "").Body.String(); strings.Contains(got, `"VirtualSize":3`) != want {
+				t.Errorf("%s%s: %s", version, path, got)
+			}
+		}
+	}
+}
+
 func TestDiskUsageOfImages(t *testing.T) {
 	s, f := newSwarm(t)
 	f.images = []Image{{ID: digestA, Size: 3, Layers: []string{"x", "y"}}, {ID: digestB, Size: 4, Layers: []string{"z"}}}

@@ -9,11 +9,11 @@ import (
 
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/events"
-	"github.com/moby/moby/api/types/image"
 	"github.com/moby/moby/api/types/registry"
 	"github.com/moby/moby/api/types/swarm"
 	"github.com/moby/moby/api/types/system"
 	"github.com/moby/moby/api/types/volume"
+	"github.com/skep-swarm/skep/internal/model"
 )
 
 func (s *Server) ping(r *request) error {
@@ -134,10 +134,10 @@ func (s *Server) swarmInfo(r *request) swarm.Info {
 	return out
 }
 
-// diskUsage has the shape of API versions before 1.52.
+// diskUsage has the shape of API versions before 1.52. What a client did not ask for is null.
 type diskUsage struct {
 	LayersSize  int64
-	Images      []image.Summary
+	Images      []imageSummaryView
 	Containers  []container.Summary
 	Volumes     []volume.Volume
 	BuildCache  []struct{}
@@ -145,34 +145,71 @@ type diskUsage struct {
 }
 
 func (s *Server) getDiskUsage(r *request) error {
-	out := diskUsage{Images: []image.Summary{}, Containers: []container.Summary{}, Volumes: []volume.Volume{}, BuildCache: []struct{}{}}
-	images, err := s.backend.ListImages(r.ctx())
-	if err != nil {
-		return fmt.Errorf("list images: %w", err)
+	asked := r.URL.Query()["type"]
+	for _, typ := range asked {
+		if !slices.Contains([]string{"container", "image", "volume", "build-cache"}, typ) {
+			return model.Invalidf("unknown object type: %s", typ)
+		}
 	}
+	wants := func(typ string) bool { return len(asked) == 0 || slices.Contains(asked, typ) }
+	var out diskUsage
 	containers, err := s.backend.ListContainers(r.ctx())
 	if err != nil {
 		return fmt.Errorf("list containers: %w", err)
 	}
-	volumes, err := s.volumes(r.ctx())
-	if err != nil {
-		return err
+	if wants("image") {
+		if err := s.imageUsage(r, &out, containers); err != nil {
+			return err
+		}
 	}
+	if wants("container") {
+		out.Containers = []container.Summary{}
+		for i := range containers {
+			sum := s.containerSummary(&containers[i])
+			if sum.SizeRw, sum.SizeRootFs, err = s.backend.ContainerSize(r.ctx(), containers[i].ID); err != nil && model.KindOf(err) != model.NotFound {
+				return err
+			}
+			out.Containers = append(out.Containers, sum)
+		}
+	}
+	if wants("volume") {
+		if err := s.volumeUsage(r, &out); err != nil {
+			return err
+		}
+	}
+	if wants("build-cache") {
+		out.BuildCache = []struct{}{}
+	}
+	return writeJSON(r, http.StatusOK, out)
+}
+
+func (s *Server) imageUsage(r *request, out *diskUsage, containers []Container) error {
+	images, err := s.backend.ListImages(r.ctx())
+	if err != nil {
+		return fmt.Errorf("list images: %w", err)
+	}
+	out.Images = []imageSummaryView{}
 	for i := range images {
 		out.LayersSize += images[i].Size
-		sum := imageSummary(&images[i], containers)
+		sum := imageSummary(r.version, &images[i], containers)
 		if !sharesLayers(images, i) {
 			sum.SharedSize = 0 // known, so that clients count it as used when a container uses it
 		}
 		out.Images = append(out.Images, sum)
 	}
-	for i := range containers {
-		out.Containers = append(out.Containers, s.containerSummary(&containers[i]))
+	return nil
+}
+
+func (s *Server) volumeUsage(r *request, out *diskUsage) error {
+	volumes, err := s.volumes(r.ctx())
+	if err != nil {
+		return err
 	}
 	used, err := s.volumeUsers(r.ctx())
 	if err != nil {
 		return err
 	}
+	out.Volumes = []volume.Volume{}
 	for _, v := range volumes {
 		size, err := s.backend.VolumeSize(r.ctx(), v.Name)
 		if err != nil {
@@ -181,7 +218,7 @@ func (s *Server) getDiskUsage(r *request) error {
 		v.UsageData = &volume.UsageData{RefCount: int64(len(used[v.Name])), Size: size}
 		out.Volumes = append(out.Volumes, v)
 	}
-	return writeJSON(r, http.StatusOK, out)
+	return nil
 }
 
 // sharesLayers reports whether another image has a layer of one's.
