@@ -307,7 +307,7 @@ func (tv *taskViewer) spec(t *model.Task) (json.RawMessage, error) {
 // attachments are a task's places in the ingress network, when its service has ports there, and in overlay networks.
 func (tv *taskViewer) attachments(t *model.Task) []swarm.NetworkAttachment {
 	var out []swarm.NetworkAttachment
-	if _, id, shown := gatewayNetwork(tv.snap, t); shown && id == model.NetworkIngress {
+	if gatewayNetwork(tv.snap, t) == ingressName {
 		a4, a6 := gatewayAddresses(t)
 		addrs := slices.DeleteFunc([]netip.Prefix{a4, a6}, func(p netip.Prefix) bool { return !p.IsValid() })
 		out = append(out, swarm.NetworkAttachment{Addresses: addrs, Network: tv.ingress})

@@ -3,6 +3,7 @@ package dockerapi
 import (
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
@@ -11,12 +12,15 @@ import (
 	"github.com/moby/moby/api/types/network"
 	"github.com/moby/moby/api/types/swarm"
 	"github.com/moby/moby/api/types/volume"
+	"github.com/skep-swarm/skep/internal/model"
 )
 
 // What Docker's clients are shown of a task's networks is what others reach it by: the ingress network only when its service has
 // ports there, the host's bridge only when there is nothing else.
 func TestNetworksOfTasks(t *testing.T) {
-	s, _ := newSwarm(t)
+	s, f := newSwarm(t)
+	f.change(model.Change{PutNetwork: &model.Network{ID: 7, Name: "ingress", Driver: model.DriverOverlay, Ingress: true, VNI: 4097,
+		IPAM: []model.IPAMConfig{{Subnet: netip.MustParsePrefix("172.20.0.0/16")}}}})
 	if w := call(s, "POST", "/v1.50/networks/create", `{"Name":"back","Driver":"overlay"}`); w.Code != 201 {
 		t.Fatalf("create a network: %d %s", w.Code, w.Body)
 	}
@@ -41,7 +45,7 @@ func TestNetworksOfTasks(t *testing.T) {
 			t.Errorf("%s: its container is in %q, want %q", name, names, c.container)
 		}
 		for n, ep := range got.Networks {
-			if w := call(s, "GET", "/v1.50/networks/"+ep.NetworkID, ""); w.Code != 200 || !ep.IPAddress.IsValid() || len(ep.MacAddress) != 6 {
+			if w := call(s, "GET", "/v1.50/networks/"+ep.NetworkID, ""); w.Code != 200 || !strings.Contains(w.Body.String(), `"Name":"`+n+`"`) || !ep.IPAddress.IsValid() || len(ep.MacAddress) != 6 {
 				t.Errorf("%s in %s: %+v, its network: %d %s", name, n, ep, w.Code, w.Body)
 			}
 		}

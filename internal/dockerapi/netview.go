@@ -173,17 +173,22 @@ func serviceInfo(snap *state.Snapshot, n *model.Network, svc *model.Service) net
 }
 
 // gatewayNetwork is what Docker calls a task's way out of its node: the ingress network when its service publishes ports there, else
-// the host's bridge, and that only of a task in no other network. Clients that route to tasks or read their metrics
+// the host's bridge, and that only of a task in no other network; "" when it is not to be shown. Clients that route to tasks or read their metrics
 // take every network that they are shown for one that the task is meant to be reached by.
-func gatewayNetwork(snap *state.Snapshot, t *model.Task) (name string, id model.NetworkID, shown bool) {
+func gatewayNetwork(snap *state.Snapshot, t *model.Task) string {
 	switch {
 	case !t.Gateway4.IsValid() && !t.Gateway6.IsValid():
-		return "", 0, false
+		return ""
 	case publishesIngress(snap.Service(t.ID.Service)):
-		return "ingress", model.NetworkIngress, true
+		return ingressName
+	case len(t.Nets) == 0:
+		return "bridge"
 	}
-	return "bridge", model.NetworkBridge, len(t.Nets) == 0
+	return ""
 }
+
+// ingressName is what the network of published ports is called.
+const ingressName = "ingress"
 
 // publishesIngress reports whether a service has ports on every node; nil has none.
 func publishesIngress(svc *model.Service) bool {
@@ -214,7 +219,11 @@ func NetworksOf(snap *state.Snapshot, t *model.Task, tpl *model.Template) []Cont
 		return ContainerNetwork{Name: name, ID: namer.NetworkID(id), EndpointID: endpointID(namer.NetworkID(id), task),
 			DNSNames: []string{taskName(namer, tpl.ServiceName, t)}}
 	}
-	if name, id, shown := gatewayNetwork(snap, t); shown {
+	if name := gatewayNetwork(snap, t); name != "" {
+		id := hostNetworks[name]
+		if name == ingressName {
+			id = ingressNetwork(snap).ID
+		}
 		c := place(name, id)
 		c.Addr4, c.Addr6 = gatewayAddresses(t)
 		c.DNSNames = append(c.DNSNames, short)
