@@ -94,7 +94,8 @@ func (s *Store) write(v Volume) error {
 	if err := os.MkdirAll(dir, rootMode); err != nil {
 		return fmt.Errorf("make volume %s: %w", v.Name, err)
 	}
-	if err := writeFile(filepath.Join(dir, meta), body); err != nil {
+	// After a power loss the volume is there with its options, or not at all.
+	if err := errors.Join(writeFile(filepath.Join(dir, meta), body), syncDir(dir), syncDir(s.root)); err != nil {
 		return fmt.Errorf("make volume %s: %w", v.Name, err)
 	}
 	// The directory comes last: it is what makes the volume exist.
@@ -120,6 +121,14 @@ func writeFile(path string, body []byte) error {
 		return err
 	}
 	return os.Rename(f.Name(), path)
+}
+
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
 }
 
 // Inspect returns a volume, or errdefs.ErrNotFound.
