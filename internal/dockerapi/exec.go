@@ -182,6 +182,8 @@ func (s *Server) serveExec(ctx context.Context, e *execSession, conn *clientConn
 		defer close(done)
 		s.watchExec(e, p, conn.lost, detached)
 	}()
+	stop := context.AfterFunc(s.execs.ending, func() { conn.cut(done) })
+	defer stop()
 	select {
 	case <-done:
 	case <-detached:

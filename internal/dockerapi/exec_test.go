@@ -2,11 +2,13 @@ package dockerapi
 
 import (
 	"bufio"
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -291,6 +293,59 @@ func TestExecOnAnotherNode(t *testing.T) {
 	decode(t, get(t, c, "/containers/far.1/json").Body, &full)
 	if !strings.HasPrefix(full.Name, "/far.1.") || !full.State.Running {
 		t.Errorf("inspect: %+v", full)
+	}
+}
+
+// A client that does not read what its process writes, and does not go, must not keep the daemon from ending.
+func TestExecOfASilentClientEnds(t *testing.T) {
+	s, f := newSwarm(t)
+	ctx, end := context.WithCancel(t.Context())
+	ended := make(chan struct{})
+	host := serveHandler(t, s, func(context.Context) error { defer close(ended); return s.Run(ctx) })
+	defer end()
+	waitFor(t, f.watching)
+	create(t, s, `{"Name":"web","TaskTemplate":{"ContainerSpec":{"Image":"web:v1"}}}`)
+	c := unixClient(host)
+	id := newExec(t, c, "web.1", `{"Cmd":["flood"],"AttachStdout":true}`)
+	startExec(t, host, "/v1.50", id, upgrade).head(t)
+	waitFor(t, func() bool { return inspectExec(t, c, id).Running })
+	end()
+	select {
+	case <-ended:
+	case <-time.After(15 * time.Second):
+		t.Error("the server does not end")
+	}
+}
+
+// The header of another node's answer is bounded: it is read before anybody asks for it.
+func TestForeignNodeSendsAnEndlessHeader(t *testing.T) {
+	_, host, f, _ := farTask(t)
+	l, err := net.Listen("unix", filepath.Join(t.TempDir(), "s"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			_, _ = io.WriteString(conn, "HTTP/1.1 200 OK\r\n")
+			for range 64 {
+				_, _ = fmt.Fprintf(conn, "X: %s\r\n", strings.Repeat("x", 32<<10))
+			}
+			_, _ = io.WriteString(conn, "Content-Length: 0\r\n\r\n")
+			conn.Close()
+		}
+	}()
+	f.mu.Lock()
+	f.others[2] = "unix://" + l.Addr().String()
+	f.mu.Unlock()
+	resp := get(t, unixClient(host), "/containers/far.1/top")
+	body, err := io.ReadAll(resp.Body)
+	if err != nil || resp.StatusCode != 503 || !strings.Contains(string(body), "does not answer") {
+		t.Errorf("status %d, %s, %v", resp.StatusCode, body, err)
 	}
 }
 

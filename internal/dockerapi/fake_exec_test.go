@@ -92,6 +92,10 @@ func program(ctx context.Context, _ string, s runtime.ExecSpec) int {
 		if s.Stderr != nil {
 			fmt.Fprintln(s.Stderr, "err")
 		}
+	case "flood":
+		for ctx.Err() == nil {
+			_, _ = out.Write(make([]byte, 64<<10))
+		}
 	case "hang":
 		if s.Stdin != nil {
 			go func() { _, _ = io.Copy(io.Discard, s.Stdin) }()

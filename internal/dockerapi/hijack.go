@@ -152,6 +152,18 @@ func (c *clientConn) finish() {
 	_ = c.Close() // whoever has gone does not hear of it
 }
 
+// cut closes the connection when its end does not come by itself soon: a client that does not read would hold up whoever writes.
+func (c *clientConn) cut(end <-chan struct{}) {
+	timer := time.NewTimer(farewell)
+	defer timer.Stop()
+	select {
+	case <-end:
+	case <-timer.C:
+		c.hangUp()
+		_ = c.Conn.Close()
+	}
+}
+
 // out is a stream of the connection, in frames unless it is 0. Its Write never fails: a process must not be held up by a
 // client that has gone.
 func (c *clientConn) out(stream byte) io.Writer { return &connStream{conn: c, stream: stream} }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"net/http"
 	"strings"
@@ -149,6 +150,9 @@ func (s *Server) onExec(h func(*request, *execSession) error) handler {
 	}
 }
 
+// maxAnswerHead bounds the status and the header of a node's answer, in bytes.
+const maxAnswerHead = 256 << 10
+
 // forward sends a request to the node that can answer it; id takes the place of what the client called its object.
 func (s *Server) forward(r *request, node model.NodeID, id string) error {
 	conn, err := s.backend.DialNode(r.ctx(), node)
@@ -173,8 +177,10 @@ func (s *Server) forward(r *request, node model.NodeID, id string) error {
 	defer stop()
 	sent := make(chan error, 1)
 	go func() { sent <- out.Write(conn) }()
-	buffered := bufio.NewReader(conn)
+	head := &io.LimitedReader{R: conn, N: maxAnswerHead}
+	buffered := bufio.NewReader(head)
 	answer, err := http.ReadResponse(buffered, out)
+	head.N = math.MaxInt64
 	if err != nil {
 		_ = conn.Close()
 		<-sent
