@@ -300,6 +300,35 @@ func TestAskAndLogs(t *testing.T) {
 	}
 }
 
+// What a node says of tasks that it was not asked about goes to nobody.
+func TestLogsOfOtherTasksAreRefused(t *testing.T) {
+	c := newCluster(t, 1)
+	p := c.mustJoin(1)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	wg.Go(func() {
+		o := next(p, "open", func(m *pb.ToAgent) (*pb.OpenStream, bool) { o := m.GetOpenStream(); return o, o != nil })
+		s, err := pb.NewDispatchClient(p.conn).Stream(context.Background())
+		if err == nil {
+			err = s.Send(&pb.Frame{Kind: &pb.Frame_Open{Open: &pb.StreamOpen{Token: o.Token}}})
+		}
+		if err == nil {
+			err = s.Send(&pb.Frame{Kind: &pb.Frame_LogEntries{LogEntries: &pb.LogEntries{Entries: []*pb.LogEntry{{Task: wire.Ref(model.TaskID{Service: 9, Num: 1}), Line: []byte("forged")}}}}})
+		}
+		if err != nil {
+			t.Error(err)
+		}
+		_, _ = s.Recv() // until the manager is through
+	})
+	err := c.srv.Logs(t.Context(), 1, LogRequest{Tasks: []model.TaskID{{Service: 1, Num: 2}}, Tail: -1}, func(e *LogEntry) error {
+		t.Errorf("told %q of task %v", e.Line, e.Task)
+		return nil
+	})
+	if model.KindOf(err) != model.Forbidden {
+		t.Errorf("Logs = %v", err)
+	}
+}
+
 func TestJoinAndRenew(t *testing.T) {
 	c := newCluster(t, 1)
 	key, err := pki.NewNodeKey(rand.Reader)

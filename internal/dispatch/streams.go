@@ -300,9 +300,11 @@ type LogEntry struct {
 // Logs calls fn for the entries of tasks on one node as they come, those of each task in order, until all are
 // told (io.EOF is nil), fn fails, or ctx is cancelled. An entry is valid during the call only.
 func (s *Server) Logs(ctx context.Context, node model.NodeID, req LogRequest, fn func(*LogEntry) error) error {
+	asked := make(map[model.TaskID]struct{}, len(req.Tasks))
 	m := &pb.LogsRequest{Stdout: req.Stdout, Stderr: req.Stderr, Follow: req.Follow, Tail: int64(req.Tail), Since: nanos(req.Since), Until: nanos(req.Until)}
 	for _, t := range req.Tasks {
 		m.Tasks = append(m.Tasks, wire.Ref(t))
+		asked[t] = struct{}{}
 	}
 	stream, finish, err := s.open(ctx, node, &pb.OpenStream{Kind: &pb.OpenStream_Logs{Logs: m}})
 	if err != nil {
@@ -328,6 +330,10 @@ func (s *Server) Logs(ctx context.Context, node model.NodeID, req LogRequest, fn
 		}
 		for _, e := range f.GetLogEntries().GetEntries() {
 			entry := LogEntry{Task: wire.TaskID(e.Task), Time: time.Unix(0, e.Time), Stream: e.Stream, Line: e.Line, Partial: e.Partial, Attrs: e.Attrs}
+			// A node has no word in what another's tasks have said.
+			if _, ok := asked[entry.Task]; !ok {
+				return model.Errorf(model.Forbidden, "read logs: the node sent lines of a task that it was not asked about")
+			}
 			if err := fn(&entry); err != nil {
 				return err
 			}
