@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"context"
 	"io"
 	"net"
 	"net/http"
@@ -18,8 +19,7 @@ func TestAPIConnectionsAreBounded(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	limit := new(connLimit)
-	limit.open.Store(maxAPIConns - 1)
+	limit := &connLimit{max: 1}
 	srv := &http.Server{Handler: http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}), ConnState: limit.changed}
 	served := make(chan error, 1)
 	go func() { served <- srv.Serve(l) }()
@@ -56,6 +56,51 @@ func TestAPIConnectionsAreBounded(t *testing.T) {
 		if time.Now().After(deadline) {
 			t.Fatalf("no place was given back: %q", answer)
 		}
+	}
+}
+
+// Whoever asks for metrics is nobody the daemon knows.
+func TestMetricsConnectionsAreBounded(t *testing.T) {
+	free, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr := free.Addr().String()
+	free.Close()
+	ctx, end := context.WithCancel(t.Context())
+	served := make(chan error, 1)
+	go func() { served <- serveMetrics(ctx, addr, &member{}) }()
+	defer func() {
+		end()
+		if err := <-served; err != nil {
+			t.Error(err)
+		}
+	}()
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+		if c, err := net.Dial("tcp", addr); err == nil {
+			c.Close()
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("metrics are not served")
+		}
+	}
+	refused := false
+	for range maxMetricsConns + 1 {
+		c, err := net.Dial("tcp", addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		c.SetDeadline(time.Now().Add(10 * time.Second))
+		_, err = io.WriteString(c, "GET /none HTTP/1.1\r\nHost: d\r\n\r\n")
+		if err == nil {
+			_, err = c.Read(make([]byte, 1))
+		}
+		refused = refused || err != nil
+	}
+	if !refused {
+		t.Errorf("more than %d connections are served", maxMetricsConns)
 	}
 }
 

@@ -235,7 +235,7 @@ func (a *apiServer) parts() []func(context.Context) error {
 func (a *apiServer) serve(ctx context.Context, l net.Listener) error {
 	srv := &http.Server{
 		Handler: a.handler, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10,
-		ConnState:   new(connLimit).changed,
+		ConnState:   (&connLimit{max: maxAPIConns}).changed,
 		BaseContext: func(net.Listener) context.Context { return ctx },
 		ErrorLog:    slog.NewLogLogger(a.h.log.Handler(), slog.LevelDebug),
 	}
