@@ -82,6 +82,9 @@ func admitContainer(s *swarm.ServiceSpec) error {
 			return invalid("ContainerSpec: invalid capability: %q", name)
 		}
 	}
+	if slices.Contains(c.Groups, "") {
+		return invalid("ContainerSpec: a group must have a name or a number")
+	}
 	for _, u := range c.Ulimits {
 		if u == nil || u.Name == "" || u.Hard != -1 && u.Soft > u.Hard {
 			return invalid("ContainerSpec: ulimit soft limit must be less than or equal to hard limit")

@@ -52,6 +52,7 @@ func TestAdmit(t *testing.T) {
 		{"relative bind", `{"TaskTemplate":{"ContainerSpec":{"Image":"a","Mounts":[{"Type":"bind","Source":"a","Target":"/a"}]}}}`, rpc + `ContainerSpec: invalid mount config for type "bind": invalid mount path: 'a' mount path must be absolute`},
 		{"image mount", `{"TaskTemplate":{"ContainerSpec":{"Image":"a","Mounts":[{"Type":"image","Source":"a","Target":"/a"}]}}}`, "mounts of type cluster, image and npipe are not available yet: use bind, volume or tmpfs"},
 		{"health", `{"TaskTemplate":{"ContainerSpec":{"Image":"a","HealthCheck":{"Test":["CMD","x"],"Interval":1000}}}}`, rpc + "ContainerSpec: Interval in HealthConfig cannot be less than 1ms"},
+		{"group", `{"TaskTemplate":{"ContainerSpec":{"Image":"a","Groups":["1",""]}}}`, rpc + "ContainerSpec: a group must have a name or a number"},
 		{"env", `{"TaskTemplate":{"ContainerSpec":{"Image":"a","Env":["=x"]}}}`, rpc + "ContainerSpec: invalid environment variable: =x"},
 		{"placeholders", `{"Labels":{"a.b":"c"},"TaskTemplate":{"ContainerSpec":{"Image":"a","Hostname":"{{.Node.Hostname}}-{{.Task.Slot}}","Env":["A={{index .Service.Labels \"a.b\"}}","B={{.Node.Platform.OS}}"]}}}`, ""},
 		{"placeholder's syntax", `{"TaskTemplate":{"ContainerSpec":{"Image":"a","Hostname":"{{"}}}`, rpc + "expanding hostname failed: template: expansion:1: unclosed action"},

@@ -148,6 +148,9 @@ func lookupUser(c *swarm.ContainerSpec, img *image, passwd, group []byte) (*user
 	if err != nil {
 		return nil, runtime.Invalid("%v", err)
 	}
+	if slices.Contains(c.Groups, "") { // of which the library does not think
+		return nil, runtime.Invalid("unable to find a group without a name")
+	}
 	if len(c.Groups) > 0 {
 		extra, err := user.GetAdditionalGroups(c.Groups, reader(group))
 		if err != nil {

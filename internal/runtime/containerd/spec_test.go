@@ -1,6 +1,7 @@
 package containerd
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -53,6 +54,43 @@ func TestCommand(t *testing.T) {
 	}
 	if _, err := command(&swarm.ContainerSpec{}, &image{}); rt.KindOf(err) != rt.KindInvalid {
 		t.Errorf("no command at all: %v", err)
+	}
+}
+
+// Whatever users and groups a service and an image name, the answer is an error at most.
+func TestLookupUser(t *testing.T) {
+	passwd, group := []byte("root:x:0:0::/root:/bin/sh\nbee:x:7:8::/:\n:::::\n\x00\n"), []byte("bees:x:8:bee\nhive:x:9:\n:::\n::\n")
+	for _, test := range []struct {
+		user   string
+		groups []string
+		want   string
+		wrong  bool
+	}{
+		{"", nil, "0 0 [0]", false},
+		{"bee", []string{"hive", "12"}, "7 8 [8 9 12]", false},
+		{"bee:hive", nil, "7 9 [9]", false},
+		{"", []string{""}, "", true},
+		{"", []string{"none"}, "", true},
+		{"", []string{"-1"}, "", true},
+		{"", []string{"99999999999999999999"}, "", true},
+		{"nobody", nil, "", true},
+		{"-1:-1", nil, "", true},
+		{"a:b:c", nil, "", true},
+	} {
+		u, err := lookupUser(&swarm.ContainerSpec{User: test.user, Groups: test.groups}, &image{}, passwd, group)
+		if test.wrong {
+			if rt.KindOf(err) != rt.KindInvalid {
+				t.Errorf("user %q groups %q: %v, want invalid", test.user, test.groups, err)
+			}
+			continue
+		}
+		if err != nil {
+			t.Errorf("user %q groups %q: %v", test.user, test.groups, err)
+			continue
+		}
+		if got := execUser(u); fmt.Sprint(got.UID, got.GID, got.AdditionalGids) != test.want {
+			t.Errorf("user %q groups %q = %+v, want %s", test.user, test.groups, got, test.want)
+		}
 	}
 }
 
