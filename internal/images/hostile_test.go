@@ -5,6 +5,8 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
 
@@ -92,6 +94,39 @@ func TestPullHostileManifests(t *testing.T) {
 	}
 	if _, err := s.Pull(t.Context(), host+"/good:1", registry.AuthConfig{}, nil); err != nil {
 		t.Error(err)
+	}
+}
+
+// A manifest that says where else its parts are makes no node call there.
+func TestPullCallsNobodyElse(t *testing.T) {
+	r := imagetest.NewRegistry()
+	host := served(t, r)
+	called := make(chan string, 100)
+	elsewhere := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, req *http.Request) { called <- req.URL.Path }))
+	defer elsewhere.Close()
+	r.Push(t, "linked", "good", [][]imagetest.File{small()}, imagetest.Config{})
+	s := store(t, nil)
+	resp, err := http.Get("http://" + host + "/v2/linked/manifests/good")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	var m ocispec.Manifest
+	if err := json.NewDecoder(resp.Body).Decode(&m); err != nil || len(m.Layers) != 1 {
+		t.Fatal(m, err)
+	}
+	m.Config.URLs = []string{elsewhere.URL + "/config"}
+	m.Layers[0].URLs = []string{elsewhere.URL + "/layer"}
+	r.PutManifest("linked", "1", ocispec.MediaTypeImageManifest, jsonOf(t, m))
+	if _, err := s.InspectRemote(t.Context(), host+"/linked:1", registry.AuthConfig{}); err != nil {
+		t.Error(err)
+	}
+	if _, err := s.Pull(t.Context(), host+"/linked:1", registry.AuthConfig{}, nil); err != nil {
+		t.Error(err)
+	}
+	close(called)
+	for path := range called {
+		t.Errorf("%s was asked for elsewhere", path)
 	}
 }
 

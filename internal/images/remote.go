@@ -88,6 +88,7 @@ func fetchSmall(ctx context.Context, fetcher remotes.Fetcher, desc ocispec.Descr
 	if err := checkDescriptor(desc); err != nil {
 		return nil, err
 	}
+	desc.URLs = nil // as in a pull
 	r, err := fetcher.Fetch(ctx, desc)
 	if err != nil {
 		return nil, err

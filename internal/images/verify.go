@@ -32,6 +32,8 @@ func (s *Store) checked(c *client.Client, p *pull, next images.Handler) images.H
 			if err := checkDescriptor(child); err != nil {
 				return nil, bad(p.ref, err)
 			}
+			// Who made an image does not say whom this node calls: its parts come from its registry.
+			children[i].URLs = nil
 		}
 		p.track.meet(ctx, c.ContentStore(), desc, children)
 		return children, nil
