@@ -23,9 +23,9 @@ const (
 )
 
 // rtGroups are the rtnetlink groups in which removals are told: LINK, IPV4 and
-// IPV6 IFADDR, ROUTE and RULE, and NEIGH.
+// IPV6 IFADDR, ROUTE and RULE, and NEIGH; and NETCONF, which tells of forwarding.
 var rtGroups = []int{
-	unix.RTNLGRP_LINK, unix.RTNLGRP_NEIGH, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV4_RULE,
+	unix.RTNLGRP_IPV4_NETCONF, unix.RTNLGRP_IPV6_NETCONF, unix.RTNLGRP_LINK, unix.RTNLGRP_NEIGH, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV4_RULE,
 	unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_IPV6_RULE,
 }
 
@@ -78,7 +78,7 @@ func ignoreSender(port uint32) []unix.SockFilter {
 // loss: a task that is added causes some twenty.
 func onlyRemovals() []unix.SockFilter {
 	types := []uint16{
-		unix.RTM_NEWLINK, unix.RTM_DELLINK, unix.RTM_DELADDR, unix.RTM_DELROUTE, unix.RTM_DELRULE, unix.RTM_DELNEIGH,
+		unix.RTM_NEWLINK, unix.RTM_DELLINK, unix.RTM_DELADDR, unix.RTM_DELROUTE, unix.RTM_DELRULE, unix.RTM_DELNEIGH, unix.RTM_NEWNETCONF,
 	}
 	prog := []unix.SockFilter{{Code: unix.BPF_LD | unix.BPF_H | unix.BPF_ABS, K: 4}} // nlmsg_type
 	for i, t := range types {
@@ -180,8 +180,27 @@ func relevantHost(e event, link string, index int) bool {
 		return len(e.body) >= 12 && parseRoute(e.body).oif == index
 	case unix.RTM_DELNEIGH:
 		return len(e.body) >= 12 && int(native.Uint32(e.body[4:])) == index
+	case unix.RTM_NEWNETCONF:
+		return forwardingOff(e.body)
 	}
 	return false
+}
+
+const (
+	netconfaIfindex    = 1 // NETCONFA_IFINDEX
+	netconfaForwarding = 2 // NETCONFA_FORWARDING
+)
+
+// forwardingOff tells whether someone has told a namespace to forward nothing.
+func forwardingOff(body []byte) bool {
+	all, off := false, false
+	attrs(body[min(4, len(body)):], func(t uint16, v []byte) {
+		if len(v) == 4 {
+			all = all || t == netconfaIfindex && int32(native.Uint32(v)) == -1 // NETCONFA_IFINDEX_ALL
+			off = off || t == netconfaForwarding && native.Uint32(v) == 0
+		}
+	})
+	return all && off
 }
 
 // relevantGateway is the same for the sandbox and the tasks' namespaces.
@@ -195,6 +214,8 @@ func relevantGateway(e event) bool {
 		return permanent || static
 	case unix.RTM_NEWLINK:
 		return !parseLink(e.body).up
+	case unix.RTM_NEWNETCONF:
+		return e.nsid < 0 && forwardingOff(e.body) // tasks forward as they like
 	}
 	return e.lost
 }

@@ -215,6 +215,13 @@ func (n *Network) passBase(_ context.Context, plan netplan.Plan) (int, error) {
 	// The link first: its sysctls exist only with it.
 	c, err := n.host.reconcile(plan.Host, n.resolve, nil)
 	total += c
+	if err != nil {
+		// Where IPv6 is turned off, the link takes an address only once its own settings say otherwise.
+		if set, e := n.host.sysctls(plan.Host.Sysctls); e == nil && set > 0 {
+			c, err = n.host.reconcile(plan.Host, n.resolve, nil)
+			total += set + c
+		}
+	}
 	if errors.Is(err, syscall.EEXIST) {
 		return total, fmt.Errorf("another program of this host uses an address or a route of the gateway network, choose another pool: %w", err)
 	}
