@@ -37,7 +37,8 @@ func TestBalance(t *testing.T) {
 				must(t, err)
 				seen[got]++
 			}
-			if seen["a "+client] != 30 || seen["b "+client] != 30 {
+			// A UDP client that happens to get the port of one before it is taken for the same.
+			if a, b := seen["a "+client], seen["b "+client]; a+b != 60 || max(a, b) > 30 && network == "tcp" || max(a, b) > 35 {
 				t.Errorf("%s %s: backends %v, want half from each", network, addr, seen)
 			}
 		}
