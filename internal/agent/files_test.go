@@ -92,10 +92,8 @@ func TestPlaceholders(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := []string{"PLAIN=$x", "N=host1/node1", "T=web.3.t1", "L=front", "J=a-x86_64"}
-	for i, e := range got.Env {
-		if e != want[i] {
-			t.Errorf("env %q, want %q", e, want[i])
-		}
+	if !slices.Equal(got.Env, want) {
+		t.Errorf("env %q, want %q", got.Env, want)
 	}
 	if got.Hostname != "web-3" || got.Task.ContainerSpec.Mounts[0].Source != "v3" || got.Name != "web.3.t1" {
 		t.Errorf("hostname %q, mounts %v, name %q", got.Hostname, got.Task.ContainerSpec.Mounts, got.Name)
@@ -111,6 +109,24 @@ func TestPlaceholders(t *testing.T) {
 		spec.ContainerSpec.Hostname = bad
 		if _, err := a.buildSpec(&pb.Task{Id: "t1"}, tpl); err == nil {
 			t.Errorf("%q was accepted", bad)
+		}
+	}
+}
+
+// TestBadPlaceholdersAreNamed: whose spec cannot be filled in learns which part of it.
+func TestBadPlaceholdersAreNamed(t *testing.T) {
+	a := &Agent{node: &pb.NodeInfo{NodeId: "node1"}}
+	for want, change := range map[string]func(*swarm.ContainerSpec){
+		"expanding env failed: COLOUR: ":                   func(c *swarm.ContainerSpec) { c.Env = []string{"A=b", "COLOUR={{.Nope}}"} },
+		`expanding mounts failed: source "v{{.Nope}}": `:   func(c *swarm.ContainerSpec) { c.Mounts = []mount.Mount{{Source: "v{{.Nope}}", Target: "/x"}} },
+		`expanding mounts failed: target "/x{{.Nope}}": `:  func(c *swarm.ContainerSpec) { c.Mounts = []mount.Mount{{Source: "v", Target: "/x{{.Nope}}"}} },
+		"expanding hostname failed: template: expansion:1": func(c *swarm.ContainerSpec) { c.Hostname = "{{.Nope}}" },
+	} {
+		spec := simpleSpec()
+		change(spec.ContainerSpec)
+		_, err := a.buildSpec(&pb.Task{Id: "t1"}, &template{spec: spec, msg: &pb.Template{ServiceName: "web"}})
+		if err == nil || !strings.HasPrefix(err.Error(), want) {
+			t.Errorf("%v, want %s…", err, want)
 		}
 	}
 }

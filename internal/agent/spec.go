@@ -106,7 +106,7 @@ func (s *scope) expandSpec(cs *swarm.ContainerSpec) (err error) {
 	if cs.Hostname, err = s.expand(cs.Hostname); err != nil {
 		return fmt.Errorf("expanding hostname failed: %w", err)
 	}
-	if cs.Env, err = s.expandAll(cs.Env); err != nil {
+	if cs.Env, err = s.expandEnv(cs.Env); err != nil {
 		return fmt.Errorf("expanding env failed: %w", err)
 	}
 	if cs.Mounts, err = s.expandMounts(cs.Mounts); err != nil {
@@ -149,7 +149,8 @@ func resourceEnv(list []*pb.GenericResource) []string {
 	return env
 }
 
-func (s *scope) expandAll(in []string) ([]string, error) {
+// expandEnv fills the placeholders of variables, K=V. What is wrong with one is said by its name alone.
+func (s *scope) expandEnv(in []string) ([]string, error) {
 	if in == nil {
 		return nil, nil
 	}
@@ -157,7 +158,8 @@ func (s *scope) expandAll(in []string) ([]string, error) {
 	for i, v := range in {
 		var err error
 		if out[i], err = s.expand(v); err != nil {
-			return nil, err
+			name, _, _ := strings.Cut(v, "=")
+			return nil, fmt.Errorf("%s: %w", name, err)
 		}
 	}
 	return out, nil
@@ -168,10 +170,10 @@ func (s *scope) expandMounts(in []mount.Mount) ([]mount.Mount, error) {
 	for i, m := range in {
 		var err error
 		if m.Source, err = s.expand(m.Source); err != nil {
-			return nil, fmt.Errorf("source %q: %w", m.Source, err)
+			return nil, fmt.Errorf("source %q: %w", in[i].Source, err)
 		}
 		if m.Target, err = s.expand(m.Target); err != nil {
-			return nil, fmt.Errorf("target %q: %w", m.Target, err)
+			return nil, fmt.Errorf("target %q: %w", in[i].Target, err)
 		}
 		if m.VolumeOptions != nil {
 			vo := *m.VolumeOptions

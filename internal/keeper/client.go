@@ -20,7 +20,7 @@ type Config struct {
 	// made when missing, and closed to other users.
 	Dir string
 	// Binary and Args start a program whose main passes what follows Args
-	// to Main: the lean skep-keeper without Args, or skep with "keeper".
+	// to Main: skep-keeper without Args, or a test's own binary with some.
 	Binary string
 	Args   []string
 	// Build tells this program from others; when the running keeper's
