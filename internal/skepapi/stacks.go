@@ -303,7 +303,7 @@ func (s *server) planStack(ctx context.Context, r *http.Request) (any, error) {
 	return p.view(), nil
 }
 
-// removeStack removes all that carries the stack's label, and its history. Volumes stay, but for ?volumes=1.
+// removeStack removes all that carries the stack's label, and its history. Volumes stay: they are the nodes' own.
 func (s *server) removeStack(w http.ResponseWriter, r *http.Request) {
 	out := newSteps(w)
 	ctx, cancel := context.WithTimeout(r.Context(), deployLimit)
