@@ -40,7 +40,7 @@ func (p *planner) forget(s *slot, r *rollout) {
 	if p.history >= 0 {
 		over = len(s.tasks) - p.history
 	}
-	step, spare := r.steps[s], len(s.tasks)
+	st, spare := r.steps[s], len(s.tasks)
 	if p.history >= defaultHistory {
 		spare = p.recentFailures(s) - keepFailures
 	}
@@ -53,7 +53,7 @@ func (p *planner) forget(s *slot, r *rollout) {
 		if over <= 0 || t == s.newest || !ended(t) {
 			continue
 		}
-		if step != nil && (t == step || i+1 < len(s.tasks) && s.tasks[i+1] == step) {
+		if st.counts(t) || i+1 < len(s.tasks) && st.counts(s.tasks[i+1]) {
 			continue
 		}
 		if p.failedLately(t) {

@@ -55,21 +55,21 @@ func paused(u *model.UpdateStatus) bool {
 type rollout struct {
 	p        *planner
 	config   config
-	steps    map[*slot]*model.Task // the task that the rollout put into a slot
-	dirty    []*slot               // still to do
-	flying   int                   // slots whose new task has not come up yet
-	waiting  int                   // slots whose old task failed by itself: the new one waits for the restart delay
-	resting  int                   // slots whose new task is up, within the delay
-	failed   []*model.Task         // new tasks that ended within the monitor window
-	rested   model.Time            // when the first of the resting has rested
-	lastDone model.Time            // when the last new task came up, or failed to
+	steps    map[*slot]step
+	dirty    []*slot       // still to do
+	flying   int           // slots whose new task has not come up yet
+	waiting  int           // slots whose old task failed by itself: the new one waits for the restart delay
+	resting  int           // slots whose new task is up, within the delay
+	failed   []*model.Task // new tasks that ended within the monitor window
+	rested   model.Time    // when the first of the resting has rested
+	lastDone model.Time    // when the last new task came up, or failed to
 }
 
 // rollout takes stock. Only a rollout in progress has steps, and one that is paused, for it may go on.
 func (p *planner) rollout(slots []*slot) *rollout {
 	r := &rollout{p: p, config: p.config()}
 	if inProgress(p.svc.Update) || paused(p.svc.Update) {
-		r.steps = map[*slot]*model.Task{}
+		r.steps = map[*slot]step{}
 	}
 	for _, s := range slots {
 		if p.slotDirty(s) && !(s.node != 0 && p.node(s.node).paused) {
@@ -78,9 +78,9 @@ func (p *planner) rollout(slots []*slot) *rollout {
 		if r.steps == nil {
 			continue
 		}
-		if t, heir := p.step(s); t != nil {
-			r.steps[s] = t
-			r.judge(t, heir)
+		if st := p.step(s); st.task != nil || st.moved != nil {
+			r.steps[s] = st
+			r.count(st)
 		}
 	}
 	return r
@@ -96,14 +96,25 @@ func (p *planner) slotDirty(s *slot) bool {
 	return !slices.ContainsFunc(s.live, func(t *model.Task) bool { return !p.dirty(t) }) && !p.givenUp(s)
 }
 
-// step is the task by which the rollout in progress replaced what was in the slot: the first of the
-// template in force since the rollout began, if there was one before it. One that is to be moved
-// is none: both may be of one template, what the rollout did and what it undoes. One that lost its node before it could
-// take over is followed by another, which has yet to (heir).
-func (p *planner) step(s *slot) (t *model.Task, heir bool) {
+// step is what the rollout in progress did in a slot.
+type step struct {
+	// task is the one by which it replaced what was there: the first of the template in force since the rollout began, if
+	// there was one before it. One that lost its node before it could take over is followed by another, which has yet to:
+	// the heir.
+	task *model.Task
+	heir bool
+	// moved is one before it that is not where the spec wants it. Both may be of one template, what a rollout did and what
+	// a rollback undoes, so its failure is not this rollout's; but the slot is under way all the same.
+	moved *model.Task
+}
+
+// counts reports whether a task is one that the rollout counts by.
+func (st step) counts(t *model.Task) bool { return t == st.task || t == st.moved }
+
+func (p *planner) step(s *slot) (st step) {
 	before := false
 	for _, t := range s.tasks {
-		if t.CreatedAt < p.svc.Update.StartedAt || p.dirty(t) {
+		if t.Template != p.svc.Template || t.CreatedAt < p.svc.Update.StartedAt {
 			before = before || t.Desired < model.StateRemove
 			continue
 		}
@@ -112,16 +123,21 @@ func (p *planner) step(s *slot) (t *model.Task, heir bool) {
 			// end. The one that took its place counts.
 			continue
 		}
-		if !before {
-			return nil, false
+		switch {
+		case !before:
+			return step{}
+		case p.dirty(t):
+			if st.moved == nil {
+				st.moved = t
+			}
+		case t.Desired > model.StateRunning && !failed(t) && p.outstays(s):
+			st.heir = true
+		default:
+			st.task = t
+			return st
 		}
-		if t.Desired > model.StateRunning && !failed(t) && p.outstays(s) {
-			heir = true
-			continue
-		}
-		return t, heir
 	}
-	return nil, false
+	return st
 }
 
 // outstays reports whether a task that the rollout is to replace is still meant to run in the slot.
@@ -132,8 +148,23 @@ func failed(t *model.Task) bool {
 	return t.State == model.StateComplete || t.State == model.StateFailed || t.State == model.StateRejected
 }
 
-// judge counts a step by how its task fared.
-func (r *rollout) judge(t *model.Task, heir bool) {
+// count takes a slot's step into account, once: how far it is, and whether it failed.
+func (r *rollout) count(st step) {
+	if st.moved != nil && r.underWay(st.moved, false) || st.task == nil {
+		return
+	}
+	t := st.task
+	r.underWay(t, st.heir)
+	if failed(t) {
+		early := t.RunningSince == 0 || t.StatusAt-t.RunningSince <= r.config.monitor
+		if early && t.StatusAt > r.p.svc.Update.ResumedAt {
+			r.failed = append(r.failed, t)
+		}
+	}
+}
+
+// underWay counts a slot by how its task fares, and reports whether it is under way still, or within the delay.
+func (r *rollout) underWay(t *model.Task, heir bool) bool {
 	done := t.RunningSince
 	if done == 0 && t.State.Terminal() {
 		done = t.StatusAt
@@ -141,27 +172,22 @@ func (r *rollout) judge(t *model.Task, heir bool) {
 	switch {
 	case done == 0 && !heir && t.Desired < model.StateRunning && r.p.now < t.StartAt:
 		r.waiting++ // the restart policy's time, not the rollout's: other slots need not wait for it
-		return
+		return true
 	case done == 0:
 		r.flying++
-		return
-	}
-	if t.State == model.StateOrphaned {
-		return // nobody knows when it ended, so no time counts from it
+		return true
+	case t.State == model.StateOrphaned:
+		return false // nobody knows when it ended, so no time counts from it
 	}
 	r.lastDone = max(r.lastDone, done)
-	if r.config.delay > 0 && r.p.now < done+r.config.delay {
-		r.resting++
-		if until := done + r.config.delay; r.rested == 0 || until < r.rested {
-			r.rested = until
-		}
+	if r.config.delay == 0 || r.p.now >= done+r.config.delay {
+		return false
 	}
-	if failed(t) {
-		early := t.RunningSince == 0 || t.StatusAt-t.RunningSince <= r.config.monitor
-		if early && t.StatusAt > r.p.svc.Update.ResumedAt {
-			r.failed = append(r.failed, t)
-		}
+	r.resting++
+	if until := done + r.config.delay; r.rested == 0 || until < r.rested {
+		r.rested = until
 	}
+	return true
 }
 
 // plan takes the rollout's next step: begin, react to failures, replace some more, or end.
@@ -188,7 +214,12 @@ func (r *rollout) tooManyFailures() bool {
 	if r.config.action == swarm.UpdateFailureActionContinue || len(r.failed) == 0 {
 		return false
 	}
-	total := len(r.steps) + len(r.dirty)
+	total := len(r.dirty)
+	for _, st := range r.steps {
+		if st.task != nil {
+			total++
+		}
+	}
 	return float32(len(r.failed))/float32(total) > r.config.ratio
 }
 
@@ -229,15 +260,23 @@ func (r *rollout) replaceSome() {
 	if r.config.parallelism > 0 {
 		free = r.config.parallelism - r.flying - r.resting
 	}
-	if free <= 0 {
+	slices.SortStableFunc(r.dirty, func(a, b *slot) int { return cmp.Compare(idle(a), idle(b)) })
+	replaced := false
+	for _, s := range r.dirty {
+		if t := r.steps[s].moved; t == nil || t.RunningSince != 0 || t.State.Terminal() {
+			if free <= 0 {
+				continue
+			}
+			free--
+		} // else it is under way, and counts already
+		r.replace(s)
+		replaced = true
+	}
+	if !replaced {
 		if r.rested != 0 {
 			r.p.wake(r.rested)
 		}
 		return
-	}
-	slices.SortStableFunc(r.dirty, func(a, b *slot) int { return cmp.Compare(idle(a), idle(b)) })
-	for _, s := range r.dirty[:min(free, len(r.dirty))] {
-		r.replace(s)
 	}
 	u := *r.p.svc.Update
 	u.LastStep = r.p.now

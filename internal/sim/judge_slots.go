@@ -167,6 +167,9 @@ func (j *judge) parallelism(s *step) {
 				replaces = false // the rollout was here; this is a restart
 				break
 			}
+			if now := s.after.Task(o.ID); now == nil || now.Desired >= model.StateRemove {
+				continue // scaled away, and back by a rollback in the same plan
+			}
 			if o.Template != t.Template && o.Desired <= model.StateRunning && !o.State.Terminal() && stays(s.before, o) {
 				replaces = true
 			}
