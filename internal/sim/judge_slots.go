@@ -119,8 +119,13 @@ func (j *judge) attempts(s *step) {
 		if prev == nil || prev.Template != t.Template || prev.JobIteration != t.JobIteration || prev.CreatedAt < inForce(svc) {
 			continue
 		}
+		chain := append([]model.Time(nil), j.chain[prev.ID]...)
+		if relocated(s, svc, prev) {
+			j.chain[t.ID] = chain
+			continue
+		}
 		// A restart counts from when it was decided, however long its batch was under way.
-		chain := append(append([]model.Time(nil), j.chain[prev.ID]...), s.batch.Time)
+		chain = append(chain, s.batch.Time)
 		j.chain[t.ID] = chain
 		p := svc.Spec().TaskTemplate.RestartPolicy
 		if p == nil || p.MaxAttempts == nil || *p.MaxAttempts == 0 {
@@ -139,6 +144,14 @@ func (j *judge) attempts(s *step) {
 			j.w.fail("law: max attempts is never exceeded: %s is restart %d in its slot, the policy allows %d", short(t.ID), counted, *p.MaxAttempts)
 		}
 	}
+}
+
+// relocated reports whether a rollout took a task away because it does not run where the spec, which is newer than what is
+// known of the node, wants it. That is no restart, and forgives none.
+func relocated(s *step, svc *model.Service, t *model.Task) bool {
+	was, n := s.before.Task(t.ID), s.before.Node(t.Node)
+	return was != nil && !was.State.Terminal() && n != nil && inProgress(svc.Update) && !matches(s.after, svc, n) &&
+		n.State == swarm.NodeStateReady && n.Spec.Availability == swarm.NodeAvailabilityActive && max(n.SpecVersion, n.DescVersion) <= svc.SpecVersion
 }
 
 // inForce is since when a service's template is in force: who brings an old one back gives it its attempts anew.
