@@ -30,7 +30,7 @@ func TestDyingDaemon(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	go http.Serve(l, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { //nolint:errcheck // ends with the process
+	go http.Serve(l, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { // ends with the process
 		fmt.Fprint(w, `{"stream":"stopping\n"}`, `{"stream":"done\n"}`, `{"stream":"nearly\n"}`)
 	}))
 	_, _ = io.Copy(io.Discard, os.Stdin)
@@ -84,7 +84,13 @@ func TestDownWaitsForTheDaemon(t *testing.T) {
 	}
 	reaped := sync.OnceFunc(func() { _ = daemon.Wait() })
 	t.Cleanup(func() { _ = daemon.Process.Kill(); reaped() })
-	until(t, "the daemon", func() bool { _, err := os.Stat(socket); return err == nil })
+	until(t, "the daemon", func() bool { // the file is there before anybody listens
+		c, err := net.Dial("unix", socket)
+		if err == nil {
+			c.Close()
+		}
+		return err == nil
+	})
 	var out output
 	ended := make(chan int, 1)
 	go func() {
