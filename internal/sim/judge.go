@@ -274,7 +274,8 @@ func (j *judge) others(s *step, n *model.Node) netip.Addr {
 	}
 	for _, b := range n.Blocks {
 		for a := b.Masked().Addr().Next().Next(); b.Contains(a.Next()); a = a.Next() {
-			if r, ok := j.rests[a]; !s.after.AddrInUse(a) && !planned[a] && (!ok || s.now-r.since >= quarantine) {
+			// By the time of the plan, which reached the log later.
+			if r, ok := j.rests[a]; !s.after.AddrInUse(a) && !planned[a] && (!ok || s.batch.Time-r.since >= quarantine) {
 				return a
 			}
 		}
