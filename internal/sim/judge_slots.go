@@ -204,7 +204,7 @@ func (j *judge) parallelism(s *step) {
 		}
 		n := 0
 		for t := range s.after.Tasks(id) {
-			if j.rolled[t.ID] && t.Template == svc.Template && t.CreatedAt >= svc.Update.StartedAt && t.Desired < model.StateRemove && underWay(t, delay, s.now) {
+			if j.rolled[t.ID] && t.Template == svc.Template && t.CreatedAt >= svc.Update.StartedAt && t.Desired < model.StateRemove && underWay(t, delay, s.now) && !spared(s.after, t) {
 				n++
 			}
 		}
@@ -230,6 +230,25 @@ func stays(s *state.Snapshot, t *model.Task) bool {
 	n := s.Node(t.Node)
 	svc := s.Service(t.ID.Service)
 	return n != nil && svc != nil && n.State == swarm.NodeStateReady && n.Spec.Availability != swarm.NodeAvailabilityDrain && matches(s, svc, n)
+}
+
+// spared reports whether a task of a rollout lost its node before it took over, and its slot is as it was: what it was to
+// replace is still meant to run, and nobody follows it yet.
+func spared(s *state.Snapshot, t *model.Task) bool {
+	if t.Desired <= model.StateRunning || t.State == model.StateComplete || t.State == model.StateFailed || t.State == model.StateRejected {
+		return false
+	}
+	old := false
+	for o := range s.Tasks(t.ID.Service) {
+		if slotOf(o) != slotOf(t) || o.Desired > model.StateRunning || o.State.Terminal() {
+			continue
+		}
+		if o.Template == t.Template {
+			return false
+		}
+		old = true
+	}
+	return old
 }
 
 // underWay reports whether a rollout's task has not come up, or not long enough ago. One that never found a
