@@ -130,7 +130,7 @@ func (p *planner) replicated(tasks []*model.Task) {
 	slots := bySlot(tasks)
 	p.lookAt(slots)
 	kept := p.scale(slots)
-	p.count(kept)
+	p.findCrowd(kept)
 	p.tend(kept)
 }
 

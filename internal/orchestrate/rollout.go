@@ -56,6 +56,7 @@ type rollout struct {
 	p        *planner
 	config   config
 	steps    map[*slot]step
+	moving   bool          // one of them has a task that is to be moved and has not come up
 	dirty    []*slot       // still to do
 	flying   int           // slots whose new task has not come up yet
 	waiting  int           // slots whose old task failed by itself: the new one waits for the restart delay
@@ -111,6 +112,11 @@ type step struct {
 // counts reports whether a task is one that the rollout counts by.
 func (st step) counts(t *model.Task) bool { return t == st.task || t == st.moved }
 
+// moving reports whether a task that is to be moved has not come up: another may take its place at any time.
+func (st step) moving() bool {
+	return st.moved != nil && st.moved.RunningSince == 0 && !st.moved.State.Terminal()
+}
+
 func (p *planner) step(s *slot) (st step) {
 	before := false
 	for _, t := range s.tasks {
@@ -150,6 +156,7 @@ func failed(t *model.Task) bool {
 
 // count takes a slot's step into account, once: how far it is, and whether it failed.
 func (r *rollout) count(st step) {
+	r.moving = r.moving || st.moving()
 	if st.moved != nil && r.underWay(st.moved, false) || st.task == nil {
 		return
 	}
@@ -260,27 +267,36 @@ func (r *rollout) replaceSome() {
 	if r.config.parallelism > 0 {
 		free = r.config.parallelism - r.flying - r.resting
 	}
+	if free <= 0 && !r.moving {
+		r.rest()
+		return
+	}
 	slices.SortStableFunc(r.dirty, func(a, b *slot) int { return cmp.Compare(idle(a), idle(b)) })
 	replaced := false
 	for _, s := range r.dirty {
-		if t := r.steps[s].moved; t == nil || t.RunningSince != 0 || t.State.Terminal() {
+		if !r.steps[s].moving() { // else it is under way, and counts already
 			if free <= 0 {
 				continue
 			}
 			free--
-		} // else it is under way, and counts already
+		}
 		r.replace(s)
 		replaced = true
 	}
 	if !replaced {
-		if r.rested != 0 {
-			r.p.wake(r.rested)
-		}
+		r.rest()
 		return
 	}
 	u := *r.p.svc.Update
 	u.LastStep = r.p.now
 	r.set(u)
+}
+
+// rest waits until the first slot has rested.
+func (r *rollout) rest() {
+	if r.rested != 0 {
+		r.p.wake(r.rested)
+	}
 }
 
 func idle(s *slot) int {

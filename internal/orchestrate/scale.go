@@ -107,9 +107,9 @@ func (p *planner) clear(s *slot) {
 	}
 }
 
-// count finds the tasks beyond the service's limit for a node. There are none but after the limit was lowered; then the
+// findCrowd finds the tasks beyond the service's limit for a node. There are none but after the limit was lowered; then the
 // rollout moves them.
-func (p *planner) count(slots []*slot) {
+func (p *planner) findCrowd(slots []*slot) {
 	most := maxPerNode(p.svc.Spec())
 	if most == 0 {
 		return
