@@ -44,16 +44,13 @@ func (p *planner) forget(s *slot, r *rollout) {
 	if p.history >= defaultHistory {
 		spare = p.recentFailures(s) - keepFailures
 	}
-	for i, t := range s.tasks {
+	for _, t := range s.tasks {
 		if t.Desired >= model.StateRemove {
 			p.retire(t)
 			over--
 			continue
 		}
-		if over <= 0 || t == s.newest || !ended(t) {
-			continue
-		}
-		if st.counts(t) || i+1 < len(s.tasks) && st.counts(s.tasks[i+1]) {
+		if over <= 0 || t == s.newest || !ended(t) || st.needs(t) {
 			continue
 		}
 		if p.failedLately(t) {

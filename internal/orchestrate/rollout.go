@@ -79,7 +79,7 @@ func (p *planner) rollout(slots []*slot) *rollout {
 		if r.steps == nil {
 			continue
 		}
-		if st := p.step(s); st.task != nil || st.moved != nil {
+		if st := p.step(s); st.task != nil || st.moved != nil || st.lost != nil {
 			r.steps[s] = st
 			r.count(st)
 		}
@@ -99,18 +99,23 @@ func (p *planner) slotDirty(s *slot) bool {
 
 // step is what the rollout in progress did in a slot.
 type step struct {
-	// task is the one by which it replaced what was there: the first of the template in force since the rollout began, if
-	// there was one before it. One that lost its node before it could take over is followed by another, which has yet to:
-	// the heir.
-	task *model.Task
-	heir bool
+	// from is the last task before it: without one it is no step, but the slot's beginning.
+	from *model.Task
+	// task is the one by which it replaced what was there: the first of the template in force since the rollout began. One
+	// that had to leave its node, or lost it, before it came up and took over is lost, and another follows, which has yet to.
+	task, lost *model.Task
 	// moved is one before it that is not where the spec wants it. Both may be of one template, what a rollout did and what
 	// a rollback undoes, so its failure is not this rollout's; but the slot is under way all the same.
 	moved *model.Task
 }
 
-// counts reports whether a task is one that the rollout counts by.
-func (st step) counts(t *model.Task) bool { return t == st.task || t == st.moved }
+// needs reports whether a task is one that the rollout counts by, and so must not be forgotten.
+func (st step) needs(t *model.Task) bool {
+	return t == st.task || t == st.moved || t == st.lost || t == st.from
+}
+
+// heir reports whether the task follows one that was lost.
+func (st step) heir() bool { return st.lost != nil && st.lost != st.task }
 
 // moving reports whether a task that is to be moved has not come up: another may take its place at any time.
 func (st step) moving() bool {
@@ -118,10 +123,11 @@ func (st step) moving() bool {
 }
 
 func (p *planner) step(s *slot) (st step) {
-	before := false
 	for _, t := range s.tasks {
 		if t.Template != p.svc.Template || t.CreatedAt < p.svc.Update.StartedAt {
-			before = before || t.Desired < model.StateRemove
+			if t.Desired < model.StateRemove {
+				st.from = t
+			}
 			continue
 		}
 		if t.State < model.StateAssigned && t.Desired > model.StateRunning {
@@ -130,20 +136,32 @@ func (p *planner) step(s *slot) (st step) {
 			continue
 		}
 		switch {
-		case !before:
+		case st.from == nil:
 			return step{}
 		case p.dirty(t):
 			if st.moved == nil {
 				st.moved = t
 			}
-		case t.Desired > model.StateRunning && !failed(t) && p.outstays(s):
-			st.heir = true
+		case t.Desired > model.StateRunning && !failed(t) && (t.RunningSince == 0 || p.outstays(s)):
+			st.lost = t
 		default:
 			st.task = t
 			return st
 		}
 	}
+	if st.lost != nil && !p.outstays(s) && p.onNode(st.lost) {
+		st.task = st.lost // nobody follows it, and it is still being stopped
+	}
 	return st
+}
+
+// onNode reports whether a task has a node that can tell of its end.
+func (p *planner) onNode(t *model.Task) bool {
+	if t.Node == 0 {
+		return false
+	}
+	v := p.node(t.Node)
+	return v.node != nil && !v.down
 }
 
 // outstays reports whether a task that the rollout is to replace is still meant to run in the slot.
@@ -161,7 +179,7 @@ func (r *rollout) count(st step) {
 		return
 	}
 	t := st.task
-	r.underWay(t, st.heir)
+	r.underWay(t, st.heir())
 	if failed(t) {
 		early := t.RunningSince == 0 || t.StatusAt-t.RunningSince <= r.config.monitor
 		if early && t.StatusAt > r.p.svc.Update.ResumedAt {

@@ -118,8 +118,12 @@ func (c *columns) follow(snap *state.Snapshot) bool {
 	if !readiness || len(c.static) > maxKept {
 		clear(c.static)
 	}
-	if len(c.matches) > maxKept {
+	if len(c.matches)+len(c.platforms) > maxKept {
 		clear(c.matches)
+		clear(c.platforms)
+	}
+	if len(c.trees) > maxTrees {
+		clear(c.trees)
 	}
 	c.snap = snap
 	return same
@@ -142,8 +146,11 @@ func (c *columns) load() {
 	c.claimed, c.generic, c.buckets = map[model.HostPort]set{}, map[string]*genericColumn{}, nil
 }
 
-// maxKept bounds the sets that are kept from pass to pass.
-const maxKept = 4096
+// maxKept bounds the sets that are kept from pass to pass, and maxTrees the spread trees, which are larger.
+const (
+	maxKept  = 4096
+	maxTrees = 256
+)
 
 // alike reports whether two states of a node are the same to filters; reports and leases make new ones
 // all the time.

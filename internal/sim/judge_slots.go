@@ -232,23 +232,24 @@ func stays(s *state.Snapshot, t *model.Task) bool {
 	return n != nil && svc != nil && n.State == swarm.NodeStateReady && n.Spec.Availability != swarm.NodeAvailabilityDrain && matches(s, svc, n)
 }
 
-// spared reports whether a task of a rollout lost its node before it took over, and its slot is as it was: what it was to
-// replace is still meant to run, and nobody follows it yet.
+// spared reports whether a rollout's task does not keep its slot under way any more, though nobody knows that it has ended: it was
+// taken away before it took over, and another one did instead, or its slot has what it had, or its node tells nothing.
 func spared(s *state.Snapshot, t *model.Task) bool {
 	if t.Desired <= model.StateRunning || t.State == model.StateComplete || t.State == model.StateFailed || t.State == model.StateRejected {
 		return false
 	}
 	old := false
 	for o := range s.Tasks(t.ID.Service) {
-		if slotOf(o) != slotOf(t) || o.Desired > model.StateRunning || o.State.Terminal() {
+		if slotOf(o) != slotOf(t) || o.ID == t.ID || o.Desired > model.StateRunning || o.State.Terminal() {
 			continue
 		}
 		if o.Template == t.Template {
-			return false
+			return o.RunningSince != 0
 		}
 		old = true
 	}
-	return old
+	n := s.Node(t.Node)
+	return old || n == nil || n.State == swarm.NodeStateDown
 }
 
 // underWay reports whether a rollout's task has not come up, or not long enough ago. One that never found a
