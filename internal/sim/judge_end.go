@@ -58,7 +58,11 @@ func (j *judge) unsettled() string {
 		return "there is no leader"
 	}
 	for n := range s.Nodes() {
-		if n.State != swarm.NodeStateReady {
+		want := swarm.NodeStateReady
+		if j.lost(n.ID) {
+			want = swarm.NodeStateDown
+		}
+		if n.State != want {
 			return fmt.Sprintf("node %d is %s", n.ID, n.State)
 		}
 	}
@@ -68,19 +72,28 @@ func (j *judge) unsettled() string {
 		}
 	}
 	for t := range s.AllTasks() {
-		if t.Desired > model.StateRunning && t.State >= model.StateAssigned && !t.State.Terminal() {
+		if t.Desired > model.StateRunning && t.State >= model.StateAssigned && !t.State.Terminal() && !j.lost(t.Node) {
 			return fmt.Sprintf("%s is desired %s and still %s on node %d", short(t.ID), t.Desired, t.State, t.Node)
 		}
-		if s.Service(t.ID.Service) == nil {
+		if s.Service(t.ID.Service) == nil && !j.lost(t.Node) {
 			return fmt.Sprintf("%s of a service that is gone is still there", short(t.ID))
 		}
 	}
 	return j.containers(s)
 }
 
+// lost reports whether a node is dead for good: it tells nothing of its tasks any more.
+func (j *judge) lost(id model.NodeID) bool {
+	h := j.w.host(id)
+	return h != nil && h.lost
+}
+
 // containers compares what runs with what the state says.
 func (j *judge) containers(s *state.Snapshot) string {
 	for _, n := range j.w.nodes {
+		if n.lost {
+			continue
+		}
 		for _, id := range sortedTasks(n.tasks) {
 			t, known := n.tasks[id], s.Task(id)
 			if t.running && (known == nil || known.State != model.StateRunning) {
@@ -92,7 +105,7 @@ func (j *judge) containers(s *state.Snapshot) string {
 		}
 	}
 	for t := range s.AllTasks() {
-		if t.State != model.StateRunning {
+		if t.State != model.StateRunning || t.Desired > model.StateRunning && j.lost(t.Node) {
 			continue
 		}
 		if h := j.w.host(t.Node); h == nil || h.tasks[t.ID] == nil || !h.tasks[t.ID].running {
@@ -195,7 +208,7 @@ func mayFinish(svc *model.Service) bool {
 func eligible(s *state.Snapshot, svc *model.Service) int {
 	n := 0
 	for node := range s.Nodes() {
-		if matches(s, svc, node) {
+		if node.State == swarm.NodeStateReady && matches(s, svc, node) {
 			n++
 		}
 	}

@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"cmp"
 	"time"
 
 	"github.com/moby/moby/api/types/swarm"
@@ -202,13 +203,13 @@ func (j *judge) parallelism(s *step) {
 		if c != nil {
 			allowed, delay = int(c.Parallelism), model.Time(c.Delay)
 		}
-		n := 0
+		flying := map[slotKey]bool{}
 		for t := range s.after.Tasks(id) {
-			if j.rolled[t.ID] && t.Template == svc.Template && t.CreatedAt >= svc.Update.StartedAt && t.Desired < model.StateRemove && underWay(t, delay, s.now) && !spared(s.after, t) {
-				n++
+			if j.rolled[t.ID] && t.Template == svc.Template && t.CreatedAt >= svc.Update.StartedAt && t.Desired < model.StateRemove && underWay(s, t, delay) {
+				flying[slotOf(t)] = true
 			}
 		}
-		if allowed > 0 && n > allowed {
+		if n := len(flying); allowed > 0 && n > allowed {
 			j.w.fail("law: an update never has more slots under way than its parallelism: service %d has %d, and may have %d", id, n, allowed)
 		}
 	}
@@ -232,35 +233,49 @@ func stays(s *state.Snapshot, t *model.Task) bool {
 	return n != nil && svc != nil && n.State == swarm.NodeStateReady && n.Spec.Availability != swarm.NodeAvailabilityDrain && matches(s, svc, n)
 }
 
-// spared reports whether a rollout's task does not keep its slot under way any more, though nobody knows that it has ended: it was
-// taken away before it took over, and another one did instead, or its slot has what it had, or its node tells nothing.
-func spared(s *state.Snapshot, t *model.Task) bool {
-	if t.Desired <= model.StateRunning || t.State == model.StateComplete || t.State == model.StateFailed || t.State == model.StateRejected {
+// underWay reports whether a slot that a rollout gave a task is under way: the task has not come up, or not long enough ago.
+// Where it was taken away before it took over, who follows it counts in its place. Where nobody does, it is under way while
+// its node can still tell of its end, unless the slot has what it had. One that never found a node and is wanted no more
+// is nowhere. What came up, or came back, after the planner looked is judged by what it saw.
+func underWay(s *step, t *model.Task, delay model.Time) bool {
+	old := false
+	for o := range s.after.Tasks(t.ID.Service) {
+		if slotOf(o) == slotOf(t) && o.Template != t.Template && o.Desired <= model.StateRunning && !o.State.Terminal() {
+			old = true
+		}
+	}
+	for o := range s.after.Tasks(t.ID.Service) { // by age
+		if slotOf(o) == slotOf(t) && o.ID.Num > t.ID.Num && o.Template == t.Template && !nowhere(o) && (nowhere(t) || s.overtaken(t, old)) {
+			t = o
+		}
+	}
+	if nowhere(t) {
 		return false
 	}
-	old := false
-	for o := range s.Tasks(t.ID.Service) {
-		if slotOf(o) != slotOf(t) || o.ID == t.ID || o.Desired > model.StateRunning || o.State.Terminal() {
-			continue
-		}
-		if o.Template == t.Template {
-			return o.RunningSince != 0
-		}
-		old = true
-	}
-	n := s.Node(t.Node)
-	return old || n == nil || n.State == swarm.NodeStateDown
-}
-
-// underWay reports whether a rollout's task has not come up, or not long enough ago. One that never found a
-// node and is wanted no more is nowhere.
-func underWay(t *model.Task, delay, now model.Time) bool {
-	if t.State < model.StateAssigned && t.Desired > model.StateRunning {
+	if n := s.seen().Node(t.Node); s.overtaken(t, old) && (old || n == nil || n.State == swarm.NodeStateDown) {
 		return false
 	}
 	done := t.RunningSince
 	if done == 0 && t.State.Terminal() {
 		done = t.StatusAt
 	}
-	return done == 0 || t.State != model.StateOrphaned && now < done+delay
+	return done == 0 || t.State != model.StateOrphaned && s.now < done+delay
+}
+
+// seen is the state that a plan was computed from, where that is known.
+func (s *step) seen() *state.Snapshot { return cmp.Or(s.base, s.before) }
+
+// overtaken reports whether a task was taken away before it took over, and did not end by itself.
+func (s *step) overtaken(t *model.Task, old bool) bool {
+	ended := t.State == model.StateComplete || t.State == model.StateFailed || t.State == model.StateRejected
+	up := t.RunningSince != 0
+	if was := s.seen().Task(t.ID); was != nil {
+		up = was.RunningSince != 0
+	}
+	return t.Desired > model.StateRunning && !ended && (!up || old)
+}
+
+// nowhere reports whether a task never found a node and is wanted no more.
+func nowhere(t *model.Task) bool {
+	return t.State < model.StateAssigned && t.Desired > model.StateRunning
 }

@@ -1,5 +1,10 @@
 package sim
 
+import (
+	"math/rand/v2"
+	"slices"
+)
+
 // nemesis makes faults for as long as the chaos lasts, and then heals them one by one, in any order.
 type nemesis struct {
 	w *world
@@ -126,7 +131,7 @@ func (n *nemesis) killContainer(host *node) {
 }
 
 func (n *nemesis) bringBack(host *node) {
-	if !host.alive && !host.gone {
+	if !host.alive && !host.gone && !host.lost {
 		host.start()
 	}
 }
@@ -177,11 +182,34 @@ func (n *nemesis) startAgain(m *member) {
 	}
 }
 
-// heal ends all faults, one after the other, and then the judge looks at the whole.
+// loseOne takes a node away for good, in some seeds: whatever it was doing, the swarm must get on without it. The choice is
+// made apart from all others, so that the other seeds are what they were.
+func (n *nemesis) loseOne() {
+	w := n.w
+	r := rand.New(rand.NewPCG(w.opt.Seed, 0x1057))
+	left := slices.DeleteFunc(slices.Clone(w.nodes), func(h *node) bool { return h.gone })
+	if len(left) < 2 || r.IntN(3) > 0 {
+		return
+	}
+	host := left[r.IntN(len(left))]
+	host.lost = true
+	end := host.stop
+	if r.IntN(2) > 0 {
+		end = host.cutPower
+	}
+	w.after(senderNemesis, r.Int64N(20*second), func() {
+		if host.alive {
+			end()
+		}
+	})
+}
+
+// heal ends all faults but one, a node after the other, and then the judge looks at the whole.
 func (n *nemesis) heal() {
 	w := n.w
 	w.healing = true
 	w.note("healing begins", 0, 0, 0)
+	n.loseOne()
 	for _, m := range w.members {
 		w.after(senderNemesis, w.between(0, 5*second), func() { n.startAgain(m) })
 	}

@@ -27,6 +27,7 @@ type node struct {
 	alive bool   // and the daemon on it
 	life  uint64 // of the daemon
 	gone  bool   // sent away; it does not come back
+	lost  bool   // dead for good, and nobody removes it
 
 	// On disk.
 	last    uint64 // session
