@@ -17,6 +17,8 @@ import (
 	"github.com/moby/moby/api/types/system"
 	"github.com/moby/moby/client"
 	"github.com/spf13/cobra"
+
+	"github.com/skep-swarm/skep/internal/durable"
 )
 
 // upOptions are the flags of `skep up` that it hands on to the daemon.
@@ -107,7 +109,7 @@ func (c *cli) startDaemon(ctx context.Context, cl *client.Client, o *upOptions) 
 	if os.Geteuid() != 0 {
 		return errors.New("the daemon needs root: run 'sudo skep up'")
 	}
-	if err := os.MkdirAll(o.dataRoot, 0o711); err != nil {
+	if err := durable.MkdirAll(o.dataRoot, 0o711); err != nil {
 		return fmt.Errorf("data root: %w", err)
 	}
 	logFile, err := os.OpenFile(o.log(), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)

@@ -12,6 +12,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/skep-swarm/skep/internal/durable"
 	"github.com/skep-swarm/skep/internal/model"
 	"github.com/skep-swarm/skep/internal/pki"
 )
@@ -131,7 +132,7 @@ func takeNextKey(cfg *Config, name string) error {
 	}
 	err := os.Rename(cfg.certPath(nextKeyFile), cfg.certPath(keyFile))
 	if err == nil {
-		err = syncDir(filepath.Dir(cfg.certPath(keyFile)))
+		err = durable.SyncDir(filepath.Dir(cfg.certPath(keyFile)))
 	}
 	if err != nil {
 		return fmt.Errorf("write the node's key: %w", err)
@@ -175,7 +176,7 @@ func (id *identity) write(cfg *Config) error {
 func forgetSwarm(cfg *Config) error {
 	err := os.RemoveAll(cfg.identityFile())
 	if err == nil {
-		err = syncDir(filepath.Dir(cfg.identityFile()))
+		err = durable.SyncDir(filepath.Dir(cfg.identityFile()))
 		if errors.Is(err, fs.ErrNotExist) {
 			err = nil
 		}
@@ -183,35 +184,15 @@ func forgetSwarm(cfg *Config) error {
 	return errors.Join(err, os.RemoveAll(cfg.data("swarm")), os.RemoveAll(cfg.data("raft")), os.RemoveAll(cfg.data("agent")))
 }
 
-// writeFile replaces a private file at once and for good: after a power loss it holds the old or the
+// writeFile replaces a private file at once and for good, and makes its directory: after a power loss it holds the old or the
 // new content.
 func writeFile(path string, data []byte) error {
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
-	}
-	tmp, err := os.CreateTemp(filepath.Dir(path), ".new-")
-	if err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
-	}
-	defer os.Remove(tmp.Name())
-	_, err = tmp.Write(data)
-	err = errors.Join(err, tmp.Sync(), tmp.Close())
+	err := durable.MkdirAll(filepath.Dir(path), 0o700)
 	if err == nil {
-		err = os.Rename(tmp.Name(), path)
-	}
-	if err == nil {
-		err = syncDir(filepath.Dir(path))
+		err = durable.WriteFile(path, data, 0o600)
 	}
 	if err != nil {
 		return fmt.Errorf("write %s: %w", path, err)
 	}
 	return nil
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }

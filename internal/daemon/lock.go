@@ -8,11 +8,13 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/skep-swarm/skep/internal/durable"
 )
 
 // lockRoot takes the data root for this process. The lock goes with the process, however it ends.
 func lockRoot(cfg *Config) (*os.File, error) {
-	if err := os.MkdirAll(cfg.DataRoot, 0o711); err != nil {
+	if err := durable.MkdirAll(cfg.DataRoot, 0o711); err != nil {
 		return nil, fmt.Errorf("data root: %w", err)
 	}
 	f, err := os.OpenFile(cfg.data("skep.lock"), os.O_RDWR|os.O_CREATE, 0o600)

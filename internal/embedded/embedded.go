@@ -20,6 +20,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"github.com/skep-swarm/skep/internal/durable"
 )
 
 //go:embed all:bin
@@ -84,28 +86,17 @@ func writeOne(src fs.FS, dir, name string) (string, error) {
 	if complete(path, sum) {
 		return path, nil
 	}
-	tmp, err := os.CreateTemp(dir, "."+name+"-*")
-	if err != nil {
-		return "", fmt.Errorf("writing helper %s: %w", name, err)
-	}
-	defer os.Remove(tmp.Name()) // fails once the file is renamed, as it should
-	err = unpack(tmp, src, name)
-	if err == nil {
-		err = tmp.Chmod(0o700)
-	}
-	if err == nil {
-		// Without this a power loss may leave an empty file under the final name.
-		err = tmp.Sync()
-	}
-	if cerr := tmp.Close(); err == nil {
-		err = cerr
-	}
-	if err == nil && !complete(tmp.Name(), sum) {
-		err = errors.New("it is not what was embedded")
-	}
-	if err == nil {
-		err = os.Rename(tmp.Name(), path)
-	}
+	// Nothing waits for the disk: what a power loss leaves half-written is not complete at the next start.
+	err = durable.Replace(path, 0o700, func(w io.Writer) error {
+		h := sha256.New()
+		if err := unpack(io.MultiWriter(w, h), src, name); err != nil {
+			return err
+		}
+		if hex.EncodeToString(h.Sum(nil)) != sum {
+			return errors.New("it is not what was embedded")
+		}
+		return nil
+	})
 	if err != nil {
 		return "", fmt.Errorf("writing helper %s: %w", name, err)
 	}

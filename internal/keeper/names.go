@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync"
 
+	"github.com/skep-swarm/skep/internal/durable"
 	"github.com/skep-swarm/skep/internal/keeper/dns"
 )
 
@@ -56,7 +57,7 @@ func (n *names) open(cfg dns.TaskNames, want dns.Ports) (dns.Ports, error) {
 	if err := os.MkdirAll(n.dir, 0o700); err != nil {
 		return ports, fmt.Errorf("recording a task's names: %w", err)
 	}
-	if err := writeAtomic(n.taskFile(cfg.ID), namedTask{cfg, ports}); err != nil {
+	if err := writeJSON(n.taskFile(cfg.ID), namedTask{cfg, ports}); err != nil {
 		return ports, fmt.Errorf("recording a task's names: %w", err)
 	}
 	return ports, nil
@@ -93,7 +94,7 @@ func (n *names) journal(t *dns.Table) error {
 	path := n.netFile(t.Network)
 	if t.Gone {
 		delete(n.size, t.Network)
-		return errors.Join(removed(path), removed(path+".new"))
+		return removed(path)
 	}
 	if err := os.MkdirAll(n.dir, 0o700); err != nil {
 		return err
@@ -118,19 +119,18 @@ func (n *names) journal(t *dns.Table) error {
 // rewrite writes all that is known of a network.
 func (n *names) rewrite(id uint64) error {
 	path := n.netFile(id)
-	if err := removed(path + ".new"); err != nil {
-		return err
-	}
-	err := n.Server.Table(id, func(t *dns.Table) error { return appendFrame(path+".new", t) })
+	err := durable.Replace(path, 0o600, func(w io.Writer) error {
+		return n.Server.Table(id, func(t *dns.Table) error { return writeFrame(w, t) })
+	})
 	if err != nil {
 		return err
 	}
-	st, err := os.Stat(path + ".new")
+	st, err := os.Stat(path)
 	if err != nil {
 		return err
 	}
 	n.size[id] = st.Size()
-	return os.Rename(path+".new", path)
+	return nil
 }
 
 func appendFrame(path string, v any) error {

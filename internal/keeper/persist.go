@@ -4,11 +4,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
 
+	"github.com/skep-swarm/skep/internal/durable"
 	"github.com/skep-swarm/skep/internal/keeper/ports"
 )
 
@@ -18,7 +20,7 @@ import (
 func (t *logTable) entry(id string) string { return filepath.Join(t.dir, "table", id+".json") }
 
 func (t *logTable) saveLog(cfg logConfig) error {
-	if err := writeAtomic(t.entry(cfg.ID), cfg); err != nil {
+	if err := writeJSON(t.entry(cfg.ID), cfg); err != nil {
 		return fmt.Errorf("recording an open log: %w", err)
 	}
 	return nil
@@ -61,7 +63,7 @@ func (t *logTable) load() error {
 func portsFile(dir string) string { return filepath.Join(dir, "ports.json") }
 
 func savePorts(dir string, held []ports.Port) error {
-	if err := writeAtomic(portsFile(dir), held); err != nil {
+	if err := writeJSON(portsFile(dir), held); err != nil {
 		return fmt.Errorf("recording held ports: %w", err)
 	}
 	return nil
@@ -76,15 +78,8 @@ func loadPorts(dir string) ([]ports.Port, error) {
 	return held, err
 }
 
-func writeAtomic(path string, v any) error {
-	b, err := json.Marshal(v)
-	if err != nil {
-		return err
-	}
-	if err := os.WriteFile(path+".new", b, 0o600); err != nil {
-		return err
-	}
-	return os.Rename(path+".new", path)
+func writeJSON(path string, v any) error {
+	return durable.Replace(path, 0o600, func(w io.Writer) error { return json.NewEncoder(w).Encode(v) })
 }
 
 func readJSON(path string, v any) error {

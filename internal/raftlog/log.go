@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/hashicorp/raft"
+
+	"github.com/skep-swarm/skep/internal/durable"
 )
 
 // Log is a member's replicated log. Its methods are safe for concurrent use and
@@ -51,7 +53,7 @@ func Open(cfg Config, machine Machine) (*Log, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
+	if err := durable.MkdirAll(cfg.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("open log: %w", err)
 	}
 	lock, err := lockDir(cfg.Dir, cfg.DataRoot)
@@ -82,7 +84,7 @@ func Open(cfg Config, machine Machine) (*Log, error) {
 func (l *Log) openStore() error {
 	cfg := l.cfg
 	walDir := filepath.Join(cfg.Dir, "wal")
-	if err := os.MkdirAll(walDir, 0o700); err != nil {
+	if err := durable.MkdirAll(walDir, 0o700); err != nil {
 		return fmt.Errorf("open log: %w", err)
 	}
 	l.space = &space{dir: cfg.Dir, mark: cfg.LowSpaceMark, reserve: cfg.ReserveSize, free: cfg.free}

@@ -9,6 +9,8 @@ import (
 
 	"github.com/hashicorp/raft-wal/types"
 	"golang.org/x/sys/unix"
+
+	"github.com/skep-swarm/skep/internal/durable"
 )
 
 // segmentFS is the file system of the write-ahead log. It differs from the
@@ -55,7 +57,7 @@ func (segmentFS) Delete(dir, name string) error {
 	if err := os.Remove(filepath.Join(dir, name)); err != nil {
 		return err
 	}
-	return syncDir(dir)
+	return durable.SyncDir(dir)
 }
 
 func (segmentFS) OpenReader(dir, name string) (types.ReadableFile, error) {
@@ -81,13 +83,5 @@ func (f *segmentFile) Sync() error {
 	if f.synced.Swap(true) {
 		return nil
 	}
-	return syncDir(f.dir)
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
+	return durable.SyncDir(f.dir)
 }

@@ -21,6 +21,8 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+
+	"github.com/skep-swarm/skep/internal/durable"
 )
 
 // namePattern is Docker's rule for names, which also keeps a name from leaving the root.
@@ -91,11 +93,13 @@ func (s *Store) write(v Volume) error {
 		return fmt.Errorf("volume %s: labels and options of %d bytes are too large: %w", v.Name, len(body), errdefs.ErrInvalidArgument)
 	}
 	dir := filepath.Join(s.root, v.Name)
-	if err := os.MkdirAll(dir, rootMode); err != nil {
-		return fmt.Errorf("make volume %s: %w", v.Name, err)
+	// After a power loss the volume is there with its options, or not at all: one that lost its options would take data to the
+	// wrong place.
+	err = durable.MkdirAll(dir, rootMode)
+	if err == nil {
+		err = durable.WriteFile(filepath.Join(dir, meta), body, 0o600)
 	}
-	// After a power loss the volume is there with its options, or not at all.
-	if err := errors.Join(writeFile(filepath.Join(dir, meta), body), syncDir(dir), syncDir(s.root)); err != nil {
+	if err != nil {
 		return fmt.Errorf("make volume %s: %w", v.Name, err)
 	}
 	// The directory comes last: it is what makes the volume exist.
@@ -103,32 +107,6 @@ func (s *Store) write(v Volume) error {
 		return fmt.Errorf("make volume %s: %w", v.Name, err)
 	}
 	return os.Chmod(v.Mountpoint, 0o755) // whatever the umask is
-}
-
-// writeFile writes a file so that a crash leaves the whole of it or nothing: a volume that lost its options would
-// take data to the wrong place.
-func writeFile(path string, body []byte) error {
-	f, err := os.CreateTemp(filepath.Dir(path), meta+".")
-	if err != nil {
-		return err
-	}
-	defer os.Remove(f.Name())
-	_, err = f.Write(body)
-	if err == nil {
-		err = f.Sync()
-	}
-	if err = errors.Join(err, f.Close()); err != nil {
-		return err
-	}
-	return os.Rename(f.Name(), path)
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }
 
 // Inspect returns a volume, or errdefs.ErrNotFound.

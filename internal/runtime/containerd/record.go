@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -12,6 +13,7 @@ import (
 
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 
+	"github.com/skep-swarm/skep/internal/durable"
 	"github.com/skep-swarm/skep/internal/runtime"
 )
 
@@ -52,16 +54,8 @@ func (r *Runtime) recordPath(id string) string { return filepath.Join(r.recordDi
 // saveRecord writes a record so that a reader sees the old one or the new one. It does not wait for the disk: after a
 // power loss no container lives, and one whose record is lost is pruned.
 func (r *Runtime) saveRecord(rec *record) error {
-	data, err := json.Marshal(rec)
+	err := durable.Replace(r.recordPath(rec.ID), 0o600, func(w io.Writer) error { return json.NewEncoder(w).Encode(rec) })
 	if err != nil {
-		return fmt.Errorf("encode the record of container %s: %w", rec.ID, err)
-	}
-	path := r.recordPath(rec.ID)
-	tmp := path + ".tmp"
-	if err := os.WriteFile(tmp, data, 0o600); err != nil {
-		return fmt.Errorf("write the record of container %s: %w", rec.ID, err)
-	}
-	if err := os.Rename(tmp, path); err != nil {
 		return fmt.Errorf("write the record of container %s: %w", rec.ID, err)
 	}
 	return nil
