@@ -15,8 +15,8 @@ type vipFlows map[netip.Addr]map[netip.Addr]bool
 
 // touchedVIPs lists the addresses among those that change that were new or without a backend, lost one, or were taken
 // away, which are in before and not in now.
-func touchedVIPs(before, now map[netip.Addr]netplan.VIP) vipFlows {
-	out := vipFlows{}
+func touchedVIPs(before, now map[netip.Addr]netplan.VIP) []netip.Addr {
+	var out []netip.Addr
 	for a, v := range now {
 		to := make(map[netip.Addr]bool, len(v.Backends))
 		for _, b := range v.Backends {
@@ -28,42 +28,42 @@ func touchedVIPs(before, now map[netip.Addr]netplan.VIP) vipFlows {
 			lost = lost || !to[b]
 		}
 		if lost {
-			out[a] = to
+			out = append(out, a)
 		}
 	}
 	for a := range before {
 		if _, kept := now[a]; !kept {
-			out[a] = nil
+			out = append(out, a)
 		}
 	}
 	return out
 }
 
-// forgetVIPs forgets flows in the namespaces of networks' tasks.
-func (n *Network) forgetVIPs(lost map[uint64]vipFlows) error {
-	for _, st := range n.listTasks() {
-		for _, a := range st.task.Nets {
-			st.mu.Lock()
-			err := n.forgetFlows(st, lost[a.Network])
-			st.mu.Unlock()
-			if err != nil {
-				return err
-			}
-		}
+// owe notes virtual addresses whose flows are to be forgotten as soon as the rules of the task's namespace are right: before,
+// the next packet would lead a flow back. st.mu is held, or Network.state for writing.
+func (st *taskState) owe(vips []netip.Addr) {
+	if len(vips) > 0 && st.owed == nil {
+		st.owed = map[netip.Addr]bool{}
 	}
-	return nil
+	for _, a := range vips {
+		st.owed[a] = true
+	}
 }
 
-// forgetFlows deletes the tracked flows of a task to some virtual addresses that lead elsewhere than to one of their
-// backends. Connections that end by themselves are left: they drain. st.mu is held.
-func (n *Network) forgetFlows(st *taskState, lost vipFlows) error {
-	if len(lost) == 0 {
+// forgetFlows deletes the tracked flows of a task that are owed: those to some virtual addresses that lead elsewhere than
+// to one of their backends. Connections that end by themselves are left: they drain. st.mu is held.
+func (n *Network) forgetFlows(st *taskState) error {
+	if len(st.owed) == 0 {
 		return nil
 	}
-	return n.withRules(st, func(s *nfSocket) error {
+	err := n.withRules(st, func(s *nfSocket) error {
 		count, err := s.countFlows()
 		if count == 0 || err != nil {
 			return err // to look through the kernel's table costs milliseconds
+		}
+		lost, err := n.backendsOf(st)
+		if err != nil {
+			return err
 		}
 		families := map[uint8]bool{}
 		for a := range lost {
@@ -86,6 +86,34 @@ func (n *Network) forgetFlows(st *taskState, lost vipFlows) error {
 		}
 		return nil
 	})
+	if err != nil {
+		st.bad = true
+		return err
+	}
+	st.owed = nil
+	return nil
+}
+
+// backendsOf are the addresses whose flows a task is owed to forget, with the backends that they have now. st.mu is held.
+func (n *Network) backendsOf(st *taskState) (vipFlows, error) {
+	lost := vipFlows{}
+	for a := range st.owed {
+		lost[a] = map[netip.Addr]bool{}
+	}
+	for _, a := range st.task.Nets {
+		ov, err := n.overlay(a.Network)
+		if err != nil {
+			return nil, err
+		}
+		ov.mu.Lock()
+		for a, to := range lost {
+			for _, b := range ov.vips[a].Backends {
+				to[b] = true
+			}
+		}
+		ov.mu.Unlock()
+	}
+	return lost, nil
 }
 
 const (

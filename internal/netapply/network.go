@@ -53,6 +53,7 @@ type Network struct {
 	nf       nfCache
 	portMu   sync.Mutex // orders changes of ports
 	ports    map[netplan.PortKey]netplan.Port
+	owedUDP  map[uint16]bool // published UDP ports whose flows are to be forgotten; guarded by portMu, or state held for writing
 
 	hostIndex atomic.Int64 // of the host link, for Run
 
@@ -65,9 +66,10 @@ type taskState struct {
 	mu   sync.Mutex
 	task netplan.Task // of its fields, PID and DNS may change
 	gone bool
-	bad  bool   // its namespace could not be mended the last time
-	done bool   // its namespace has been filled
-	gen  uint32 // of its namespace's rules when they were last right; 0 is unknown
+	bad  bool                // its namespace could not be mended the last time
+	done bool                // its namespace has been filled
+	gen  uint32              // of its namespace's rules when they were last right; 0 is unknown
+	owed map[netip.Addr]bool // see owe
 }
 
 // ident is the task without what may change.
@@ -95,7 +97,7 @@ func New(cfg Config) (*Network, error) {
 	}
 	return &Network{
 		cfg: cfg, hostFD: fd,
-		tasks: map[string]*taskState{}, ports: map[netplan.PortKey]netplan.Port{}, overlays: map[uint64]*overlay{},
+		tasks: map[string]*taskState{}, ports: map[netplan.PortKey]netplan.Port{}, owedUDP: map[uint16]bool{}, overlays: map[uint64]*overlay{},
 		slots: make(chan struct{}, maxParallel), wake: make(chan struct{}, 1),
 	}, nil
 }
@@ -126,7 +128,7 @@ func (n *Network) Sync(ctx context.Context, in netplan.Input) (int, error) {
 	for _, t := range in.Tasks {
 		st := &taskState{task: t}
 		if o, ok := old[t.Name()]; ok {
-			st.done = o.done // but not gen: its rules are to be compared with what is asked for now
+			st.done, st.owed = o.done, o.owed // but not gen: its rules are to be compared with what is asked for now
 			if t.PID == 0 {
 				st.task.PID = o.task.PID
 			}
@@ -139,13 +141,18 @@ func (n *Network) Sync(ctx context.Context, in netplan.Input) (int, error) {
 		n.ports[p.PortKey] = p
 	}
 	n.mu.Unlock()
+	n.oweUDP(touchedUDP(before, in.Ports))
 	lost := n.takeOverlays(in.Overlays)
+	for _, st := range n.listTasks() {
+		for _, a := range st.task.Nets {
+			st.owe(lost[a.Network])
+		}
+	}
 	changes, err := n.pass(ctx)
 	if _, rest := netplan.Parts(err); rest == nil {
 		n.ready = true
-		err = errors.Join(err, n.forgetUDP(touchedUDP(before, in.Ports)), n.forgetVIPs(lost))
 	}
-	return changes, err
+	return changes, n.thenForget(err)
 }
 
 func b2i(b bool) int {

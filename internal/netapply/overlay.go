@@ -71,10 +71,11 @@ func (ov *overlay) bare() netplan.Overlay {
 	return ov.base
 }
 
-// takeOverlays replaces all networks, before a full pass. It returns what has to be forgotten by tasks' namespaces.
+// takeOverlays replaces all networks, before a full pass. It returns the virtual addresses of each whose flows tasks' namespaces
+// have to forget.
 // state is held for writing.
-func (n *Network) takeOverlays(list []netplan.Overlay) map[uint64]vipFlows {
-	lost := map[uint64]vipFlows{}
+func (n *Network) takeOverlays(list []netplan.Overlay) map[uint64][]netip.Addr {
+	lost := map[uint64][]netip.Addr{}
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	keep := map[uint64]bool{}
@@ -86,9 +87,7 @@ func (n *Network) takeOverlays(list []netplan.Overlay) map[uint64]vipFlows {
 			continue
 		}
 		before := ov.set(o)
-		if f := touchedVIPs(before, ov.vips); len(f) > 0 {
-			lost[o.Num] = f
-		}
+		lost[o.Num] = touchedVIPs(before, ov.vips)
 	}
 	for num, ov := range n.overlays {
 		if !keep[num] {
@@ -267,6 +266,10 @@ func (n *Network) SetRemotes(_ context.Context, num uint64, set []netplan.Remote
 	}
 	ov.mu.Lock()
 	had := len(ov.remotes)
+	if left := countAfter(ov.remotes, set, del); left > netplan.MaxRemotes {
+		ov.mu.Unlock()
+		return fmt.Errorf("network %d: %d remote tasks: at most %d", num, left, netplan.MaxRemotes)
+	}
 	var old []netplan.Remote
 	for _, a := range del {
 		if r, ok := ov.remotes[a]; ok {
@@ -279,13 +282,32 @@ func (n *Network) SetRemotes(_ context.Context, num uint64, set []netplan.Remote
 	}
 	left := len(ov.remotes)
 	ov.mu.Unlock()
-	if left > netplan.MaxRemotes {
-		return fmt.Errorf("network %d: %d remote tasks: at most %d", num, left, netplan.MaxRemotes)
-	}
 	if had != 0 && left != 0 && n.writeRemotes(ov, base, set, old) == nil {
 		return nil
 	}
 	// Its device comes or goes, or someone has removed what we meant to change: compare everything.
 	_, err = n.mendSandbox(ov, n.tasksOf(num))
 	return partOf(num, err)
+}
+
+// countAfter is how many remote tasks there would be.
+func countAfter(now map[netip.Addr]netplan.Remote, set []netplan.Remote, del []netip.Addr) int {
+	differs := map[netip.Addr]int{}
+	for _, a := range del {
+		if _, ok := now[a]; ok {
+			differs[a] = -1
+		}
+	}
+	for _, r := range set {
+		if _, ok := now[r.Addr4]; ok {
+			differs[r.Addr4] = 0
+		} else {
+			differs[r.Addr4] = 1
+		}
+	}
+	left := len(now)
+	for _, d := range differs {
+		left += d
+	}
+	return left
 }

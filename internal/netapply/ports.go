@@ -66,13 +66,15 @@ func (n *Network) SetPorts(ctx context.Context, set []netplan.Port, del []netpla
 		delete(n.ports, k)
 	}
 	n.mu.Unlock()
+	touched := touchedUDP(before, set)
+	n.oweUDP(touched)
 	if err != nil {
 		// Someone has removed what we meant to change: compare everything.
 		if _, err = n.hostFW.reconcile(netplan.HostSpace(n.node, n.portList()).Table); err != nil {
 			return err
 		}
 	}
-	return n.forgetUDP(touchedUDP(before, set))
+	return n.forgetUDP(touched)
 }
 
 func (n *Network) portList() []netplan.Port {

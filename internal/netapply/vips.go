@@ -61,8 +61,8 @@ func (n *Network) SetVIPs(ctx context.Context, num uint64, set []netplan.VIP, de
 	return n.carry(ctx, ov, change, lost)
 }
 
-// changeOf compares two lists of virtual addresses.
-func changeOf(before, now []netplan.VIP) (vipChange, vipFlows) {
+// changeOf compares two lists of virtual addresses. It returns those also whose flows are to be forgotten.
+func changeOf(before, now []netplan.VIP) (vipChange, []netip.Addr) {
 	old, next := map[netip.Addr]netplan.VIP{}, map[netip.Addr]netplan.VIP{}
 	for _, v := range before {
 		old[v.Addr] = v
@@ -100,7 +100,7 @@ func sorted(list []netip.Addr) []netip.Addr {
 }
 
 // carry brings a change of a network's virtual addresses to the namespaces of its tasks. ov.change is held.
-func (n *Network) carry(ctx context.Context, ov *overlay, c vipChange, lost vipFlows) error {
+func (n *Network) carry(ctx context.Context, ov *overlay, c vipChange, lost []netip.Addr) error {
 	if len(c.add)+len(c.set)+len(c.del) == 0 {
 		return nil
 	}
@@ -166,7 +166,8 @@ func (n *Network) withRules(st *taskState, f func(s *nfSocket) error) error {
 
 // changeTable carries one change to one task. A namespace in which someone else changed the rules, or has removed what
 // the change is about, is compared as a whole. st.mu is held.
-func (n *Network) changeTable(st *taskState, b *nfBatch, lost vipFlows) error {
+func (n *Network) changeTable(st *taskState, b *nfBatch, lost []netip.Addr) error {
+	st.owe(lost)
 	err := n.withRules(st, func(s *nfSocket) error {
 		if st.gen == 0 {
 			return errStale
@@ -183,7 +184,7 @@ func (n *Network) changeTable(st *taskState, b *nfBatch, lost vipFlows) error {
 			return err
 		}
 	}
-	return n.forgetFlows(st, lost)
+	return n.forgetFlows(st)
 }
 
 // mendTable makes a task's table what it should be, and returns how many changes that took. Where nobody touched the
@@ -203,6 +204,9 @@ func (n *Network) mendTable(st *taskState) (int, error) {
 		return err
 	})
 	st.bad = st.bad || err != nil
+	if err == nil {
+		err = n.forgetFlows(st)
+	}
 	return b2i(changed), err
 }
 
@@ -221,7 +225,7 @@ func (n *Network) checkTable(st *taskState) (int, error) {
 			return 0, err
 		}
 		if gen == st.gen {
-			return 0, nil
+			return 0, n.forgetFlows(st)
 		}
 	}
 	return n.mendTable(st)

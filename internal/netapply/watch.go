@@ -268,7 +268,8 @@ func (n *Network) mend(ctx context.Context, d, hold dirt) (int, error) {
 		return 0, nil
 	}
 	if d.all {
-		return n.pass(ctx)
+		total, err := n.pass(ctx)
+		return total, n.thenForget(err)
 	}
 	total, err := 0, os.MkdirAll(n.cfg.Dir, 0o755)
 	if err != nil {
@@ -278,7 +279,7 @@ func (n *Network) mend(ctx context.Context, d, hold dirt) (int, error) {
 		made, err := n.openGateway()
 		if made > 0 || err != nil {
 			total, err2 := n.pass(ctx)
-			return made + total, errors.Join(err, err2)
+			return made + total, n.thenForget(errors.Join(err, err2))
 		}
 	}
 	plan, err := netplan.Make(n.input())
@@ -292,7 +293,7 @@ func (n *Network) mend(ctx context.Context, d, hold dirt) (int, error) {
 	}
 	if d.filters {
 		c, err := n.passFilters(ctx, plan)
-		total, errs = total+c, append(errs, err)
+		total, errs = total+c, append(errs, n.thenForget(err))
 	}
 	return total, errors.Join(errs...)
 }
