@@ -62,7 +62,7 @@ func (j *judge) unsettled() string {
 		if j.lost(n.ID) {
 			want = swarm.NodeStateDown
 		}
-		if n.State != want {
+		if n.State != want && !(j.lost(n.ID) && n.State == swarm.NodeStateUnknown) { // that died before anybody heard of it
 			return fmt.Sprintf("node %d is %s", n.ID, n.State)
 		}
 	}
@@ -136,6 +136,8 @@ func (j *judge) service(s *state.Snapshot, svc *model.Service) string {
 		case t.JobIteration == svc.JobIteration && t.State == model.StateComplete:
 			done[slotOf(t)] = true
 		case t.Desired > model.StateRunning || t.State.Terminal() && t.Desired == model.StateRunning && svc.JobIteration != 0:
+		case !available(s, t):
+			return fmt.Sprintf("%s is meant to be %s on node %d, which is drained", short(t.ID), t.Desired, t.Node)
 		case t.State == model.StatePending && t.Err != "":
 			if why := j.waits(s, svc, t); why != "" {
 				return why
@@ -148,7 +150,7 @@ func (j *judge) service(s *state.Snapshot, svc *model.Service) string {
 			return fmt.Sprintf("%s is %s and desired %s", short(t.ID), t.State, t.Desired)
 		default:
 			slots[slotOf(t)] = true
-			if t.Template != svc.Template && !paused(svc.Update) && !attempted(s, svc, t) {
+			if t.Template != svc.Template && !paused(svc.Update) && !attempted(s, svc, t) && !keeps(s, svc, t) {
 				old = fmt.Sprintf("%s is of template %d, in force is %d", short(t.ID), t.Template, svc.Template)
 			}
 		}
@@ -168,12 +170,12 @@ func (j *judge) service(s *state.Snapshot, svc *model.Service) string {
 			return fmt.Sprintf("the job has %d completions of %d", len(done), want)
 		}
 	case mode.GlobalJob != nil:
-		if want := eligible(s, svc); len(done) < want && !waits {
+		if want, _ := eligible(s, svc); len(done) < want && !waits {
 			return fmt.Sprintf("the job has %d completions on %d nodes", len(done), want)
 		}
 	case mode.Global != nil:
-		if want := eligible(s, svc); live != want && !(live < want && mayFinish(svc)) {
-			return fmt.Sprintf("tasks on %d nodes of %d", live, want)
+		if least, most := eligible(s, svc); live > most || live < least && !mayFinish(svc) {
+			return fmt.Sprintf("tasks on %d nodes of %d to %d", live, least, most)
 		}
 	default:
 		if want := int(*mode.Replicated.Replicas); live != want && !(live < want && mayFinish(svc)) {
@@ -204,15 +206,30 @@ func mayFinish(svc *model.Service) bool {
 	return p != nil && (p.Condition == swarm.RestartPolicyConditionNone || p.Condition == swarm.RestartPolicyConditionOnFailure || p.MaxAttempts != nil && *p.MaxAttempts > 0)
 }
 
-// eligible is on how many nodes a global service should run.
-func eligible(s *state.Snapshot, svc *model.Service) int {
-	n := 0
+// eligible is on how many nodes a global service should run, and may. What a node has when it is paused it keeps, whatever
+// that is, and it gets nothing new.
+func eligible(s *state.Snapshot, svc *model.Service) (least, most int) {
 	for node := range s.Nodes() {
-		if node.State == swarm.NodeStateReady && matches(s, svc, node) {
-			n++
+		switch {
+		case node.Spec.Availability == swarm.NodeAvailabilityPause:
+			most++
+		case node.State == swarm.NodeStateReady && node.Spec.Availability == swarm.NodeAvailabilityActive && matches(s, svc, node):
+			least, most = least+1, most+1
 		}
 	}
-	return n
+	return least, most
+}
+
+// available reports whether a task may be where it is: not on a node that users want to be empty.
+func available(s *state.Snapshot, t *model.Task) bool {
+	n := s.Node(t.Node)
+	return t.Node == 0 || n != nil && n.Spec.Availability != swarm.NodeAvailabilityDrain
+}
+
+// keeps reports whether a task of a global service stays as it is because its node is paused.
+func keeps(s *state.Snapshot, svc *model.Service, t *model.Task) bool {
+	n := s.Node(t.Node)
+	return svc.Spec().Mode.Global != nil && n != nil && n.Spec.Availability == swarm.NodeAvailabilityPause
 }
 
 // matches reports whether a node satisfies a service's constraints.

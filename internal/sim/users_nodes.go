@@ -2,6 +2,7 @@ package sim
 
 import (
 	"fmt"
+	"math/rand/v2"
 
 	"github.com/moby/moby/api/types/swarm"
 	"github.com/skep-swarm/skep/internal/model"
@@ -93,8 +94,11 @@ func (u *users) setNode(m *member, n *model.Node, spec swarm.NodeSpec) {
 		model.Change{SetNodeSpec: &model.NodeSpecSet{Node: n.ID, Spec: spec}})
 }
 
+// leaves reports whether nodes that users drained or paused stay so for good, as they do in some seeds.
+func (u *users) leaves() bool { return rand.New(rand.NewPCG(u.w.opt.Seed, 0xd8a1)).IntN(4) == 0 }
+
 // mend ends what troubles the swarm by the users' own will: services whose containers do not run,
-// and nodes that are not available. It is asked again until there is nothing left to mend.
+// and, in most seeds, nodes that are not available. It is asked again until there is nothing left to mend.
 func (u *users) mend() {
 	w := u.w
 	m := w.log.leader
@@ -113,7 +117,7 @@ func (u *users) mend() {
 		}
 	}
 	for n := range m.snap.Nodes() {
-		if n.Spec.Availability != swarm.NodeAvailabilityActive {
+		if n.Spec.Availability != swarm.NodeAvailabilityActive && !u.leaves() {
 			todo = true
 			spec := n.Spec
 			spec.Availability = swarm.NodeAvailabilityActive
