@@ -86,7 +86,7 @@ type Description struct {
 type Config struct {
 	// Dir is the agent's own directory (D/agent), Containers that of logs and files of containers (D/containers).
 	Dir, Containers string
-	// Node has the parts of the gateway network that are this host's to choose: Instance, Link4, Link6, MTU. The
+	// Node has the parts of the gateway network that are this host's to choose: Instance, Link4, Link6. The
 	// pools and blocks come from the managers. With a zero Link6 the node has no IPv6.
 	Node netplan.Node
 

@@ -105,9 +105,6 @@ func (h *host) netNode() (netplan.Node, error) {
 	if readLine("/proc/sys/net/ipv6/conf/all/disable_ipv6") == "0" {
 		n.Link6 = netplan.Link6(instance)
 	}
-	if n.MTU, err = netapply.HostMTU(0); err != nil {
-		return netplan.Node{}, fmt.Errorf("read the host's MTU: %w", err)
-	}
 	return n, nil
 }
 

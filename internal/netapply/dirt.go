@@ -10,6 +10,7 @@ import (
 type dirt struct {
 	filters bool         // nftables
 	links   bool         // host link and sandbox
+	out     bool         // the MTU of the host's way out
 	mounts  bool         // namespace files
 	spaces  map[int]bool // namespaces of tasks and networks, by the gateway sandbox's number for them
 	tables  map[int]bool // those of tasks whose rules were changed
@@ -20,7 +21,7 @@ type dirt struct {
 	tasks map[string]bool
 }
 
-func (d *dirt) any() bool { return d.filters || d.mounts || d.all || d.inside() }
+func (d *dirt) any() bool { return d.filters || d.mounts || d.out || d.all || d.inside() }
 
 // inside tells whether it is about links, or the inside of some namespaces.
 func (d *dirt) inside() bool {
@@ -29,7 +30,7 @@ func (d *dirt) inside() bool {
 
 func (d *dirt) merge(o dirt) {
 	d.filters, d.links = d.filters || o.filters, d.links || o.links
-	d.mounts, d.all = d.mounts || o.mounts, d.all || o.all
+	d.mounts, d.out, d.all = d.mounts || o.mounts, d.out || o.out, d.all || o.all
 	join(&d.spaces, o.spaces)
 	join(&d.tables, o.tables)
 	join(&d.nets, o.nets)

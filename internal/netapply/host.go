@@ -47,38 +47,6 @@ func HostRoutes(hostNS int) ([]netplan.HostRoute, error) {
 	return out, nil
 }
 
-// HostMTU is the MTU of the interface that the host's default route leaves by,
-// or 1500 when it has none.
-func HostMTU(hostNS int) (int, error) {
-	s, err := openHost(hostNS)
-	if err != nil {
-		return 0, err
-	}
-	defer s.close()
-	links, err := s.links("")
-	if err != nil {
-		return 0, fmt.Errorf("read the host's links: %w", err)
-	}
-	best, metric := 1500, -1
-	for _, v6 := range []bool{true, false} {
-		routes, err := s.routes(0, v6)
-		if err != nil {
-			return 0, fmt.Errorf("read the host's routes: %w", err)
-		}
-		for _, r := range routes {
-			if r.prefix.Bits() != 0 || r.table != 0 || metric >= 0 && r.metric > metric {
-				continue
-			}
-			for _, l := range links {
-				if l.index == r.oif {
-					best, metric = l.mtu, r.metric
-				}
-			}
-		}
-	}
-	return best, nil
-}
-
 func openHost(hostNS int) (*space, error) {
 	fd, err := dupNS(hostNS)
 	if err != nil {

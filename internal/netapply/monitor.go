@@ -75,11 +75,11 @@ func ignoreSender(port uint32) []unix.SockFilter {
 }
 
 // onlyRemovals drops, in the kernel, rtnetlink messages that never tell of a
-// loss: a task that is added causes some twenty.
-func onlyRemovals() []unix.SockFilter {
-	types := []uint16{
+// loss, but for some types: a task that is added causes some twenty.
+func onlyRemovals(and ...uint16) []unix.SockFilter {
+	types := append([]uint16{
 		unix.RTM_NEWLINK, unix.RTM_DELLINK, unix.RTM_DELADDR, unix.RTM_DELROUTE, unix.RTM_DELRULE, unix.RTM_DELNEIGH, unix.RTM_NEWNETCONF,
-	}
+	}, and...)
 	prog := []unix.SockFilter{{Code: unix.BPF_LD | unix.BPF_H | unix.BPF_ABS, K: 4}} // nlmsg_type
 	for i, t := range types {
 		k := binary.BigEndian.Uint16(native.AppendUint16(nil, t))

@@ -55,7 +55,10 @@ type Network struct {
 	ports    map[netplan.PortKey]netplan.Port
 	owedUDP  map[uint16]bool // published UDP ports whose flows are to be forgotten; guarded by portMu, or state held for writing
 
-	hostIndex atomic.Int64 // of the host link, for Run
+	givenMTU  bool                       // the node's MTU is not that of the way out
+	laidMTU   int                        // the node's at the end of the last full pass
+	wayOut    atomic.Pointer[kernelLink] // of the host, when it was last looked at; nil before
+	hostIndex atomic.Int64               // of the host link, for Run
 
 	slots chan struct{} // bounds threads that wait for the kernel's lock
 	wake  chan struct{} // tells Run that namespaces were opened anew
@@ -111,7 +114,8 @@ func (n *Network) gatewayPath() string { return filepath.Join(n.cfg.Dir, netplan
 // is mended, and what nobody asked for is removed, leftover task namespaces
 // included. It returns how many requests it wrote: 0 when all was right. What
 // the kernel refuses of one network or task (netplan.Parts tells which) keeps
-// nothing else from being done.
+// nothing else from being done. A node without an MTU gets that of the interface
+// that the host's default route leaves by, also when it changes later.
 func (n *Network) Sync(ctx context.Context, in netplan.Input) (int, error) {
 	if err := in.Validate(); err != nil {
 		return 0, fmt.Errorf("gateway network: %w", err)
@@ -121,7 +125,8 @@ func (n *Network) Sync(ctx context.Context, in netplan.Input) (int, error) {
 	if n.ready && n.node.Instance != in.Node.Instance {
 		return 0, fmt.Errorf("gateway network: instance %s cannot become %s", n.node.Instance, in.Node.Instance)
 	}
-	n.node = in.Node
+	n.node, n.givenMTU = in.Node, in.Node.MTU != 0
+	n.takeMTU()
 	n.mu.Lock()
 	old := n.tasks
 	n.tasks = map[string]*taskState{}
@@ -169,6 +174,9 @@ func (n *Network) pass(ctx context.Context) (int, error) {
 		return 0, fmt.Errorf("make namespace folder: %w", err)
 	}
 	total, err := n.openGateway()
+	if err == nil {
+		err = n.followUnderlay()
+	}
 	if err != nil {
 		return total, err
 	}
@@ -193,7 +201,11 @@ func (n *Network) pass(ctx context.Context) (int, error) {
 		total += c
 		errs = append(errs, err)
 	}
-	return total, onePerPart(errs)
+	err = onePerPart(errs)
+	if _, rest := netplan.Parts(err); rest == nil {
+		n.laidMTU = n.node.MTU
+	}
+	return total, err
 }
 
 // input is everything that is asked for now.

@@ -195,7 +195,10 @@ func (w *watch) listen() ([]*monitor, error) {
 		prog      []unix.SockFilter
 		each      func(event)
 	}{
-		{n.host.fd, unix.NETLINK_ROUTE, rtGroups, false, onlyRemovals(), func(e event) {
+		{n.host.fd, unix.NETLINK_ROUTE, rtGroups, false, onlyRemovals(unix.RTM_NEWROUTE), func(e event) {
+			if relevantUnderlay(e, n.wayOut.Load()) {
+				w.mark(dirt{out: true})
+			}
 			if relevantHost(e, link, int(n.hostIndex.Load())) {
 				w.mark(dirt{links: true})
 			}
@@ -258,7 +261,7 @@ func (n *Network) known(link string) bool {
 // mend compares the parts that may be wrong with the plan, but for those in hold, unless they may suffer from something
 // else than themselves.
 func (n *Network) mend(ctx context.Context, d, hold dirt) (int, error) {
-	onlyMounts := d.mounts && !d.all && !d.filters && !d.inside()
+	onlyMounts := d.mounts && !d.all && !d.filters && !d.out && !d.inside()
 	if onlyMounts && n.mountsOK() {
 		return 0, nil // as after every container that starts on this host
 	}
@@ -266,6 +269,12 @@ func (n *Network) mend(ctx context.Context, d, hold dirt) (int, error) {
 	defer n.state.Unlock()
 	if !n.ready {
 		return 0, nil
+	}
+	if d.out && !d.all {
+		if err := n.followUnderlay(); err != nil {
+			return 0, err
+		}
+		d.all = n.node.MTU != n.laidMTU
 	}
 	if d.all {
 		total, err := n.pass(ctx)
