@@ -35,9 +35,7 @@ func TestHistoryIsBounded(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			w := newWorld(t, 1)
-			c := *w.snap.Cluster()
-			c.Spec = spec(t, swarm.Spec{Orchestration: swarm.OrchestrationConfig{TaskHistoryRetentionLimit: tt.limit}})
-			w.do(model.Change{PutCluster: &c})
+			w.history(tt.limit)
 			id := w.service(0, replicas(1))
 			w.settle()
 			w.crash(id, 12, tt.every)
@@ -56,10 +54,7 @@ func TestHistoryIsBounded(t *testing.T) {
 
 func TestFinishedSlotKeepsItsLastTask(t *testing.T) {
 	w := newWorld(t, 1)
-	c := *w.snap.Cluster()
-	none := int64(0)
-	c.Spec = spec(t, swarm.Spec{Orchestration: swarm.OrchestrationConfig{TaskHistoryRetentionLimit: &none}})
-	w.do(model.Change{PutCluster: &c})
+	w.history(new(int64))
 	id := w.service(0, func(s *swarm.ServiceSpec) {
 		s.TaskTemplate.RestartPolicy = &swarm.RestartPolicy{Condition: swarm.RestartPolicyConditionNone}
 	})

@@ -176,10 +176,7 @@ func (w *world) failNow(r *rand.Rand, id model.ServiceID) {
 // history is.
 func TestPauseForgetsNoStep(t *testing.T) {
 	w := newWorld(t, 2)
-	none := int64(0)
-	c := *w.snap.Cluster()
-	c.Spec = spec(t, swarm.Spec{Orchestration: swarm.OrchestrationConfig{TaskHistoryRetentionLimit: &none}})
-	w.do(model.Change{PutCluster: &c})
+	w.history(new(int64))
 	id := w.service(0, func(s *swarm.ServiceSpec) {
 		replicas(3)(s)
 		s.UpdateConfig = &swarm.UpdateConfig{Parallelism: 1}
@@ -321,10 +318,7 @@ func TestRolloutDoesNotWaitForALostNode(t *testing.T) {
 // runs, however short the history is.
 func TestHeirOfALostTaskIsUnderWay(t *testing.T) {
 	w := newWorld(t, 5)
-	none := int64(0)
-	c := *w.snap.Cluster()
-	c.Spec = spec(t, swarm.Spec{Orchestration: swarm.OrchestrationConfig{TaskHistoryRetentionLimit: &none}})
-	w.do(model.Change{PutCluster: &c})
+	w.history(new(int64))
 	id := w.service(0, func(s *swarm.ServiceSpec) {
 		replicas(3)(s)
 		s.UpdateConfig = &swarm.UpdateConfig{Parallelism: 1}

@@ -96,12 +96,7 @@ func TestAttemptsCountWhileAnOlderTaskStays(t *testing.T) {
 // TestHistoryKeepsTheAttempts: however short the history is, it does not forget how often a slot was restarted.
 func TestHistoryKeepsTheAttempts(t *testing.T) {
 	w := newWorld(t, 1)
-	c := *w.snap.Cluster()
-	none := int64(0)
-	s := swarm.Spec{}
-	s.Orchestration.TaskHistoryRetentionLimit = &none
-	c.Spec = spec(t, s)
-	w.do(model.Change{PutCluster: &c})
+	w.history(new(int64))
 	id := w.service(0, startFirst(2))
 	w.settle()
 	w.image(id, "bad")

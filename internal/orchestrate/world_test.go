@@ -84,6 +84,13 @@ func (w *world) do(changes ...model.Change) {
 	w.apply(model.Txn{Changes: changes})
 }
 
+// history sets how many tasks the swarm keeps in a slot; nil is the default.
+func (w *world) history(limit *int64) {
+	c := *w.snap.Cluster()
+	c.Spec = spec(w.t, swarm.Spec{Orchestration: swarm.OrchestrationConfig{TaskHistoryRetentionLimit: limit}})
+	w.do(model.Change{PutCluster: &c})
+}
+
 // service creates a service or gives it a new spec, as the API does.
 func (w *world) service(id model.ServiceID, edit func(*swarm.ServiceSpec)) model.ServiceID {
 	w.t.Helper()
