@@ -21,20 +21,9 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-func (m *scripted) awaitState(id model.TaskID, want model.TaskState) model.TaskReport {
-	m.t.Helper()
-	eventually(m.t, "task "+want.String(), func() bool { return m.state(id).State == want })
-	return m.state(id)
-}
-
 func TestTaskLife(t *testing.T) {
-	h := newHost(t)
-	m := newScripted(t, h)
-	m.template(1, simpleSpec())
-	id := m.assign(1, 1, model.StateRunning)
-	a, stop := h.start(t)
-	defer stop()
-	r := m.awaitState(id, model.StateRunning)
+	h, m, a, id := runningTask(t)
+	r := m.state(id)
 	if r.PID == 0 || r.Message != "started" {
 		t.Errorf("running: %+v", r)
 	}
@@ -102,8 +91,7 @@ func TestExitAndErrors(t *testing.T) {
 		m.template(uint64(i+1), c.spec)
 		ids[i] = m.assign(uint64(i+1), uint64(i+1), model.StateRunning)
 	}
-	_, stop := h.start(t)
-	defer stop()
+	h.start(t)
 	for i, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
 			r := m.awaitState(ids[i], c.state)
@@ -119,8 +107,7 @@ func TestDesiredReadyWaits(t *testing.T) {
 	m := newScripted(t, h)
 	m.template(1, simpleSpec())
 	id := m.assign(1, 1, model.StateReady)
-	_, stop := h.start(t)
-	defer stop()
+	h.start(t)
 	m.awaitState(id, model.StateReady)
 	if s := containerState(h.node, ContainerID(externalID(1))); s != runtime.Created {
 		t.Errorf("container %q", s)
@@ -140,7 +127,6 @@ func TestRestartAdopts(t *testing.T) {
 		ids = append(ids, m.assign(n, 1+n%2, model.StateRunning))
 	}
 	_, stop := h.start(t)
-	defer stop()
 	before := map[model.TaskID]model.TaskReport{}
 	for _, id := range ids {
 		before[id] = m.awaitState(id, model.StateRunning)
@@ -152,8 +138,7 @@ func TestRestartAdopts(t *testing.T) {
 
 	h2 := h.fork(t)
 	h2.node.Containers()
-	a, stop2 := h2.start(t)
-	defer stop2()
+	a, _ := h2.start(t)
 	r := m.awaitState(ids[1], model.StateFailed)
 	if r.ExitCode != 42 || r.Err != "task: non-zero exit (42)" {
 		t.Errorf("died during the outage: %+v", r)
@@ -182,8 +167,7 @@ func TestHostPorts(t *testing.T) {
 	m.template(2, simpleSpec(), host(0))
 	m.template(3, simpleSpec(), host(9090))
 	taken, dynamic, static := m.assign(1, 1, model.StateRunning), m.assign(2, 2, model.StateRunning), m.assign(3, 3, model.StateRunning)
-	_, stop := h.start(t)
-	defer stop()
+	h.start(t)
 	r := m.awaitState(taken, model.StateRejected)
 	if want := "host-mode port already in use on 1 node: port 8080/tcp is already in use on this host by nginx (pid 123)"; r.Err != want {
 		t.Errorf("%q, want %q", r.Err, want)
@@ -213,8 +197,7 @@ func TestIngressPortsAndClash(t *testing.T) {
 		return &pb.PortRow{Key: &pb.PortKey{Protocol: "tcp", Port: port}, Service: 1, Backends: backends}
 	}
 	m.publish(row(80, &pb.Backend{Addr4: []byte{10, 128, 1, 9}, Port: 8080}))
-	_, stop := h.start(t)
-	defer stop()
+	h.start(t)
 	k80, k443 := netplan.PortKey{Proto: netplan.TCP, Number: 80}, netplan.PortKey{Proto: netplan.TCP, Number: 443}
 	eventually(t, "port 80", func() bool { p, ok := h.net.port(k80); return ok && len(p.Backends4) == 1 })
 	m.publish(row(443))
@@ -244,8 +227,7 @@ func TestIngressPortAfterHostPort(t *testing.T) {
 	m := newScripted(t, h)
 	m.template(1, simpleSpec(), swarm.PortConfig{TargetPort: 80, PublishedPort: 9090, Protocol: "tcp", PublishMode: swarm.PortConfigPublishModeHost})
 	id := m.assign(1, 1, model.StateRunning)
-	_, stop := h.start(t)
-	defer stop()
+	h.start(t)
 	m.awaitState(id, model.StateRunning)
 	m.publish(&pb.PortRow{Key: &pb.PortKey{Protocol: "tcp", Port: 9090}, Service: 2, Backends: []*pb.Backend{{Addr4: []byte{10, 128, 1, 9}, Port: 8080}}})
 	clashes := func() int {
@@ -275,8 +257,7 @@ func TestStopsWhatIsNotPublished(t *testing.T) {
 		row.Backends = append(row.Backends, &pb.Backend{Addr4: []byte{10, 128, 1, 3 + num}, Port: 8080})
 	}
 	m.publish(row)
-	_, stop := h.start(t)
-	defer stop()
+	h.start(t)
 	key := netplan.PortKey{Proto: netplan.TCP, Number: 80}
 	for _, id := range ids {
 		m.awaitState(id, model.StateRunning)
@@ -337,8 +318,7 @@ func TestPrunesWhatNobodyAskedFor(t *testing.T) {
 		t.Fatal(err)
 	}
 	h.keeper.held[ports.Port{Proto: "tcp", Port: 7777}] = true
-	_, stop = h.start(t)
-	defer stop()
+	h.start(t)
 	eventually(t, "strays gone", func() bool {
 		_, err := os.Stat(filepath.Join(h.dir, "containers", stray))
 		return errors.Is(err, os.ErrNotExist) && len(h.node.Containers()) == 1 && !h.keeper.holds(ports.Port{Proto: "tcp", Port: 7777})

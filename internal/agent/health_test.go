@@ -94,7 +94,6 @@ func TestHealthOfTask(t *testing.T) {
 	m.template(1, spec)
 	id := m.assign(1, 1, model.StateRunning)
 	a, stop := h.start(t)
-	defer func() { stop() }()
 	m.awaitState(id, model.StateStarting)
 	eventually(t, "some checks", func() bool { return s.probes.Load() > 2 })
 	if st := m.state(id); st.State != model.StateStarting || st.Health != model.HealthStarting {
@@ -127,8 +126,7 @@ func TestHealthCheckHangs(t *testing.T) {
 		StartInterval: 10 * time.Millisecond, Retries: 2}
 	m.template(1, spec)
 	id := m.assign(1, 1, model.StateRunning)
-	_, stop := h.start(t)
-	defer stop()
+	h.start(t)
 	if r := m.awaitState(id, model.StateFailed); !strings.Contains(r.Err, "Health check exceeded timeout (20ms)") {
 		t.Errorf("%+v", r)
 	}
@@ -150,8 +148,7 @@ func TestSlowHealthChecks(t *testing.T) {
 	spec := simpleSpec()
 	spec.ContainerSpec.Healthcheck = &container.HealthConfig{Test: []string{"CMD", "x"}, Interval: time.Hour, Timeout: time.Hour, Retries: 1}
 	m.template(1, spec)
-	_, stop := h.start(t)
-	defer stop()
+	h.start(t)
 	for i := range uint64(maxProbes) {
 		m.assign(i+1, 1, model.StateRunning)
 	}

@@ -75,8 +75,7 @@ func TestPullsImages(t *testing.T) {
 	m := newScripted(t, h)
 	m.template(1, simpleSpec())
 	m.auth = []byte(store.password)
-	_, stop := startWith(t, h, store)
-	defer stop()
+	startWith(t, h, store)
 	m.awaitState(m.assign(1, 1, model.StateRunning), model.StateRunning)
 	m.awaitState(m.assign(2, 1, model.StateRunning), model.StateRunning)
 	if pulls, _ := store.counts(); pulls != 1 {
@@ -103,8 +102,7 @@ func TestPullRefused(t *testing.T) {
 	store := &fakeImages{here: map[string]bool{}, password: "right"}
 	m := newScripted(t, h)
 	m.template(1, simpleSpec())
-	_, stop := startWith(t, h, store)
-	defer stop()
+	startWith(t, h, store)
 	r := m.awaitState(m.assign(1, 1, model.StateRunning), model.StateRejected)
 	if r.Err != "No such image: busybox (pull failed: pull access denied)" {
 		t.Errorf("rejected: %+v", r)
@@ -117,8 +115,7 @@ func TestPullGivenUp(t *testing.T) {
 	store := &fakeImages{here: map[string]bool{}, gate: make(chan struct{})}
 	m := newScripted(t, h)
 	m.template(1, simpleSpec())
-	_, stop := startWith(t, h, store)
-	defer stop()
+	startWith(t, h, store)
 	var waiting []model.TaskID
 	for n := range uint64(20) { // more than work at the same time
 		waiting = append(waiting, m.assign(n+1, 1, model.StateRunning))
@@ -153,8 +150,7 @@ func TestPullAfterRestart(t *testing.T) {
 
 	h.ln = bufconn.Listen(1 << 20) // nobody answers there yet
 	close(store.gate)
-	a, stop := startWith(t, h, store)
-	defer stop()
+	a, _ := startWith(t, h, store)
 	eventually(t, "the task is taken up", func() bool { return len(a.Tasks()) == 1 })
 	if s := a.Tasks()[0].State; s != model.StatePreparing {
 		t.Errorf("the task is %s before a manager answered", s)

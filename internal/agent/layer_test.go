@@ -55,12 +55,8 @@ func (m *scripted) assignIn(num, network uint64) model.TaskID {
 // network is there as soon as the kernel takes it.
 func TestNetworkThatTheKernelRefuses(t *testing.T) {
 	h := newHost(t)
-	m := newScripted(t, h)
 	h.net.refused[7] = true
-	a, stop := h.start(t)
-	defer stop()
-	eventually(t, "a session", m.connected)
-	m.template(1, simpleSpec())
+	m, a := inSession(t, h)
 	m.overlayTable(7, true)
 	m.overlayTable(8, true)
 	bad := m.assignIn(1, 7)
@@ -92,11 +88,7 @@ func TestNetworkThatTheKernelRefuses(t *testing.T) {
 // A fence waits for a network in which some task may still be led to what was taken back, and for no other.
 func TestFenceWaitsForItsNetworks(t *testing.T) {
 	h := newHost(t)
-	m := newScripted(t, h)
-	_, stop := h.start(t)
-	defer stop()
-	eventually(t, "a session", m.connected)
-	m.template(1, simpleSpec())
+	m, _ := inSession(t, h)
 	m.overlayTable(7, true)
 	m.overlayTable(8, true)
 	m.awaitState(m.assignIn(1, 7), model.StateRunning)

@@ -57,6 +57,34 @@ func newScripted(t testing.TB, h *host) *scripted {
 	return m
 }
 
+// inSession runs an agent on a host, and the manager that it has a session with, which knows template 1.
+func inSession(t testing.TB, h *host) (*scripted, *Agent) {
+	t.Helper()
+	m := newScripted(t, h)
+	a, _ := h.start(t)
+	eventually(t, "a session", m.connected)
+	m.template(1, simpleSpec())
+	return m, a
+}
+
+// runningTask is a host with an agent, its manager, and a task that runs there.
+func runningTask(t testing.TB) (*host, *scripted, *Agent, model.TaskID) {
+	t.Helper()
+	h := newHost(t)
+	m := newScripted(t, h)
+	m.template(1, simpleSpec())
+	id := m.assign(1, 1, model.StateRunning)
+	a, _ := h.start(t)
+	m.awaitState(id, model.StateRunning)
+	return h, m, a, id
+}
+
+func (m *scripted) awaitState(id model.TaskID, want model.TaskState) model.TaskReport {
+	m.t.Helper()
+	eventually(m.t, "task "+want.String(), func() bool { return m.state(id).State == want })
+	return m.state(id)
+}
+
 func (m *scripted) at() *pb.Position { return &pb.Position{Incarnation: 1, Index: m.index} }
 
 func nodeInfoMessage() *pb.NodeInfo {

@@ -96,8 +96,7 @@ func TestNames(t *testing.T) {
 	h.keeper.mu.Lock()
 	clear(h.keeper.named)
 	h.keeper.mu.Unlock()
-	_, stop = h.start(t)
-	defer stop()
+	h.start(t)
 	eventually(t, "the names to be answered again", func() bool {
 		_, now, ok := h.keeper.names(cid)
 		return ok && now != ports && h.net.dns(cid) == netplan.DNSPorts(now)

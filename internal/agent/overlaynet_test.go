@@ -84,8 +84,7 @@ func TestTaskInOverlay(t *testing.T) {
 	m.disconnect()
 
 	// The daemon that comes next lays the same before it has heard of a manager.
-	_, stop = h.start(t)
-	defer stop()
+	h.start(t)
 	want("adopted", "10.0.1.5", "10.0.1.6")
 	eventually(t, "the resolver is not forgotten", func() bool {
 		h.net.mu.Lock()
@@ -108,11 +107,7 @@ func TestTaskInOverlay(t *testing.T) {
 // A network that this node cannot have rejects its own tasks, with the reason; the node's passes succeed all the same.
 func TestImpossibleOverlay(t *testing.T) {
 	h := newHost(t)
-	m := newScripted(t, h)
-	a, stop := h.start(t)
-	defer stop()
-	eventually(t, "a session", m.connected)
-	m.template(1, simpleSpec())
+	m, a := inSession(t, h)
 	tell := func(num uint64, options map[string]string) {
 		m.set(func() {
 			m.index++
@@ -146,11 +141,7 @@ func TestImpossibleOverlay(t *testing.T) {
 // What a running task has of the network stays when mending it fails.
 func TestFailedMendKeepsTheTask(t *testing.T) {
 	h := newHost(t)
-	m := newScripted(t, h)
-	a, stop := h.start(t)
-	defer stop()
-	eventually(t, "a session", m.connected)
-	m.template(1, simpleSpec())
+	m, a := inSession(t, h)
 	id := m.assign(1, 1, model.StateRunning)
 	m.awaitState(id, model.StateRunning)
 	has := a.net.tasks()[id]

@@ -97,8 +97,7 @@ func TestATaskWaitsForItsSecrets(t *testing.T) {
 	ready := m.assign(2, 2, model.StateReady)
 	m.awaitState(ready, model.StateReady)
 	stop()
-	_, stop = h.start(t)
-	defer stop()
+	h.start(t)
 	m.assign(2, 2, model.StateRunning)
 	m.awaitState(ready, model.StateRunning)
 	if len(h.files.of(cid)) != 2 || containerState(h.node, cid) != runtime.Running {
@@ -114,8 +113,7 @@ func TestAStoppedTaskWaitsForNothing(t *testing.T) {
 	m := newScripted(t, h)
 	m.template(1, secretSpec("a"))
 	id := m.assign(1, 1, model.StateRunning)
-	_, stop := h.start(t)
-	defer stop()
+	h.start(t)
 	m.awaitState(id, model.StatePreparing)
 	m.assign(1, 1, model.StateShutdown)
 	m.awaitState(id, model.StateShutdown)
@@ -128,8 +126,7 @@ func TestFilesOfNobodyArePruned(t *testing.T) {
 	}
 	m := newScripted(t, h)
 	m.template(1, secretSpec("a"))
-	_, stop := h.start(t)
-	defer stop()
+	h.start(t)
 	eventually(t, "pruned", func() bool { return h.files.of("0123") == nil })
 }
 
@@ -199,8 +196,7 @@ func TestATaskIsRejectedWhenItsFilesCannotBeMade(t *testing.T) {
 	m := newScripted(t, h)
 	m.template(1, secretSpec("a"))
 	id := m.assign(1, 1, model.StateRunning)
-	_, stop := h.start(t)
-	defer stop()
+	h.start(t)
 	eventually(t, "connected", m.connected)
 	m.send([]*pb.Payload{secretMessage(1, "a", "x", "")})
 	if r := m.awaitState(id, model.StateRejected); r.Err != "vault: no space left on device" {

@@ -22,8 +22,7 @@ func TestReportsAreRepeated(t *testing.T) {
 	m.template(1, simpleSpec())
 	m.mute = true
 	id := m.assign(1, 1, model.StateRunning)
-	_, stop := h.start(t)
-	defer stop()
+	h.start(t)
 	eventually(t, "container runs", func() bool { return containerState(h.node, ContainerID(externalID(1))) == runtime.Running })
 	eventually(t, "a report", func() bool { m.mu.Lock(); defer m.mu.Unlock(); return m.reports > 0 })
 	m.set(func() { m.mute = false })
@@ -45,8 +44,7 @@ func TestLostMemory(t *testing.T) {
 		t.Fatal(err)
 	}
 	steps := len(h.node.Steps())
-	a, stop := h.start(t)
-	defer stop()
+	a, _ := h.start(t)
 	eventually(t, "the task is known", func() bool { l := a.Tasks(); return len(l) == 1 && l[0].State == model.StateRunning })
 	eventually(t, "its network is back", func() bool { return h.net.numTasks() == 1 })
 	if more := h.node.Steps()[steps:]; len(more) > 0 {
@@ -60,13 +58,7 @@ func TestLostMemory(t *testing.T) {
 
 // Nothing goes back in time: what is older than what the node has applied is refused with the session.
 func TestRefusesOlderWord(t *testing.T) {
-	h := newHost(t)
-	m := newScripted(t, h)
-	m.template(1, simpleSpec())
-	id := m.assign(1, 1, model.StateRunning)
-	a, stop := h.start(t)
-	defer stop()
-	m.awaitState(id, model.StateRunning)
+	_, m, a, _ := runningTask(t)
 	m.set(func() {
 		m.tell(&pb.Assignments{At: &pb.Position{Incarnation: 1, Index: m.index - 1}, Complete: true, Node: nodeInfoMessage()})
 	})
@@ -88,13 +80,8 @@ func TestRefusesOlderWord(t *testing.T) {
 // A swarm that was taken up again may give the name of a task that this node is just removing, because it knew nothing of
 // it, to one that it sends here: that begins anew when the former has gone, and the former's state is not taken for its own.
 func TestNameGivenAnewWhileItsTaskLeaves(t *testing.T) {
-	h := newHost(t)
-	m := newScripted(t, h)
-	m.template(1, simpleSpec())
-	id := m.assign(1, 1, model.StateRunning)
-	a, stop := h.start(t)
-	defer stop()
-	first := m.awaitState(id, model.StateRunning)
+	h, m, a, id := runningTask(t)
+	first := m.state(id)
 	release := h.node.Block(fake.Stop, ContainerID(externalID(1)))
 	m.remove(id)
 	m.set(func() { delete(m.states, id) })
@@ -115,26 +102,14 @@ func TestNameGivenAnewWhileItsTaskLeaves(t *testing.T) {
 
 // A task that others declared orphaned is ended here, too.
 func TestOrphanedIsStopped(t *testing.T) {
-	h := newHost(t)
-	m := newScripted(t, h)
-	m.template(1, simpleSpec())
-	id := m.assign(1, 1, model.StateRunning)
-	_, stop := h.start(t)
-	defer stop()
-	m.awaitState(id, model.StateRunning)
+	h, m, _, id := runningTask(t)
 	m.set(func() { m.tasks[id].State = uint32(model.StateOrphaned) })
 	m.assign(1, 1, model.StateRunning)
 	eventually(t, "container ended", func() bool { return containerState(h.node, ContainerID(externalID(1))) == runtime.Exited })
 }
 
 func TestLogsAndQuestions(t *testing.T) {
-	h := newHost(t)
-	m := newScripted(t, h)
-	m.template(1, simpleSpec())
-	id := m.assign(1, 1, model.StateRunning)
-	_, stop := h.start(t)
-	defer stop()
-	m.awaitState(id, model.StateRunning)
+	h, m, _, id := runningTask(t)
 	cid := ContainerID(externalID(1))
 	w := jsonlog.NewWriter(jsonlog.Path(h.config().Containers+"/"+cid, cid), jsonlog.Config{}, &jsonlog.Buffers{})
 	if err := w.Open(); err != nil {
@@ -211,7 +186,6 @@ func TestSilentManagerIsLeft(t *testing.T) {
 		m.template(1, simpleSpec())
 		id := m.assign(1, 1, model.StateRunning)
 		a, stop := h.start(t)
-		defer stop()
 		time.Sleep(10 * time.Second)
 		if !a.Status().Connected || m.state(id).State != model.StateRunning {
 			t.Fatalf("after 10 s: %+v, task %s", a.Status(), m.state(id).State)
@@ -248,8 +222,7 @@ func BenchmarkHundredTasks(b *testing.B) {
 	h := newHost(b)
 	m := newScripted(b, h)
 	m.template(1, simpleSpec())
-	a, stop := h.start(b)
-	defer stop()
+	a, _ := h.start(b)
 	eventually(b, "connected", m.connected)
 	base := uint64(0)
 	for b.Loop() {

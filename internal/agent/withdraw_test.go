@@ -26,8 +26,7 @@ func serveWeb(t *testing.T) (*host, *scripted, model.TaskID) {
 	row := emptyWeb()
 	row.Backends = []*pb.Backend{{Addr4: []byte{10, 128, 1, 3}, Port: 8080}}
 	m.publish(row)
-	_, stop := h.start(t)
-	t.Cleanup(stop)
+	h.start(t)
 	m.awaitState(id, model.StateRunning)
 	eventually(t, "a backend", func() bool { p, _ := h.net.port(webPort); return len(p.Backends4) == 1 })
 	return h, m, id

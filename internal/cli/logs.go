@@ -22,20 +22,26 @@ func (c *cli) serviceLogs() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			o.ShowStdout, o.ShowStderr, o.Details = true, true, true
-			res, err := cl.ServiceLogs(cmd.Context(), names[0], o)
-			if err != nil {
-				return c.explain(err)
-			}
-			defer res.Close()
-			return c.printLogs(cmd, cl, res, o.Timestamps)
+			return c.explain(c.printServiceLogs(cmd, cl, names[0], o))
 		},
 	}
 	logFlags(cmd, &o)
 	return cmd
 }
 
+// printServiceLogs prints what the tasks of a service wrote.
+func (c *cli) printServiceLogs(cmd *cobra.Command, cl *client.Client, service string, o client.ServiceLogsOptions) error {
+	res, err := cl.ServiceLogs(cmd.Context(), service, o)
+	if err != nil {
+		return err
+	}
+	defer res.Close()
+	return c.printLogs(cmd, cl, res, o.Timestamps)
+}
+
+// logFlags gives a command the flags for what is to be printed, which is of both streams and with the tasks' identifiers.
 func logFlags(cmd *cobra.Command, o *client.ServiceLogsOptions) {
+	o.ShowStdout, o.ShowStderr, o.Details = true, true, true
 	cmd.Flags().BoolVarP(&o.Follow, "follow", "f", false, "go on with what is written from now")
 	cmd.Flags().StringVarP(&o.Tail, "tail", "n", "all", "`lines` from the end of each task's log")
 	cmd.Flags().StringVar(&o.Since, "since", "", "start at a `time` (2026-01-02T13:23:37Z) or so long ago (42m)")

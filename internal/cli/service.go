@@ -149,16 +149,21 @@ func (c *cli) servicePs() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			rows, err := c.taskRows(cmd.Context(), cl, &l, names, f)
-			if err != nil {
-				return c.explain(err)
-			}
-			return l.print(cmd.OutOrStdout(), taskColumns(), rows)
+			return c.listTasks(cmd, cl, &l, names, f)
 		},
 	}
 	l.flags(cmd)
 	cmd.Flags().StringArrayVarP(&filter, "filter", "f", nil, "show only what matches `KEY=VALUE` (id, name, node, desired-state)")
 	return cmd
+}
+
+// listTasks prints the tasks of the services named, of all when none is.
+func (c *cli) listTasks(cmd *cobra.Command, cl *client.Client, l *listing, names []string, f client.Filters) error {
+	rows, err := c.taskRows(cmd.Context(), cl, l, names, f)
+	if err != nil {
+		return c.explain(err)
+	}
+	return l.print(cmd.OutOrStdout(), taskColumns(), rows)
 }
 
 // taskRows are the tasks of the services named, of all when none is.
@@ -182,13 +187,9 @@ func (c *cli) taskRows(ctx context.Context, cl *client.Client, l *listing, names
 	if err != nil {
 		return nil, err
 	}
-	nodes, err := cl.NodeList(ctx, client.NodeListOptions{})
+	hosts, err := hostNames(ctx, cl)
 	if err != nil {
 		return nil, err
-	}
-	hosts := map[string]string{}
-	for _, n := range nodes.Items {
-		hosts[n.ID] = n.Description.Hostname
 	}
 	slices.SortStableFunc(tasks.Items, func(a, b swarm.Task) int {
 		return cmp.Or(cmp.Compare(services[a.ServiceID], services[b.ServiceID]), cmp.Compare(a.Slot, b.Slot), b.CreatedAt.Compare(a.CreatedAt))

@@ -99,11 +99,7 @@ func (c *cli) stackPs() *cobra.Command {
 			for _, s := range st.Services {
 				services = append(services, s.Name)
 			}
-			rows, err := c.taskRows(cmd.Context(), cl, &l, services, f)
-			if err != nil {
-				return c.explain(err)
-			}
-			return l.print(cmd.OutOrStdout(), taskColumns(), rows)
+			return c.listTasks(cmd, cl, &l, services, f)
 		},
 	}
 	l.flags(cmd)

@@ -103,13 +103,9 @@ func (c *cli) statsOf(ctx context.Context, cl *client.Client, names []string) ([
 	if err != nil {
 		return nil, err
 	}
-	nodes, err := cl.NodeList(ctx, client.NodeListOptions{})
+	hosts, err := hostNames(ctx, cl)
 	if err != nil {
 		return nil, err
-	}
-	hosts := map[string]string{}
-	for _, n := range nodes.Items {
-		hosts[n.ID] = n.Description.Hostname
 	}
 	for i := range tasks {
 		t := &tasks[i]

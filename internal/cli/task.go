@@ -83,6 +83,19 @@ func serviceNames(ctx context.Context, cl *client.Client) (map[string]string, er
 	return names, nil
 }
 
+// hostNames are the nodes' names, by their identifiers.
+func hostNames(ctx context.Context, cl *client.Client) (map[string]string, error) {
+	res, err := cl.NodeList(ctx, client.NodeListOptions{})
+	if err != nil {
+		return nil, err
+	}
+	names := make(map[string]string, len(res.Items))
+	for _, n := range res.Items {
+		names[n.ID] = n.Description.Hostname
+	}
+	return names, nil
+}
+
 func slotName(service string, t *swarm.Task) string {
 	if t.Slot == 0 {
 		return service + "." + t.NodeID
@@ -149,11 +162,7 @@ func (c *cli) ps() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			rows, err := c.taskRows(cmd.Context(), cl, &l, nil, f)
-			if err != nil {
-				return c.explain(err)
-			}
-			return l.print(cmd.OutOrStdout(), taskColumns(), rows)
+			return c.listTasks(cmd, cl, &l, nil, f)
 		},
 	}
 	l.flags(cmd)
@@ -205,16 +214,11 @@ func (c *cli) logs() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			o.ShowStdout, o.ShowStderr, o.Details = true, true, true
-			res, err := cl.ServiceLogs(cmd.Context(), a[0], o)
+			err = c.printServiceLogs(cmd, cl, a[0], o)
 			if errdefs.IsNotFound(err) {
-				return c.explain(c.taskLogs(cmd, cl, a[0], client.TaskLogsOptions(o)))
+				err = c.taskLogs(cmd, cl, a[0], client.TaskLogsOptions(o))
 			}
-			if err != nil {
-				return c.explain(err)
-			}
-			defer res.Close()
-			return c.printLogs(cmd, cl, res, o.Timestamps)
+			return c.explain(err)
 		},
 	}
 	logFlags(cmd, &o)

@@ -14,6 +14,8 @@ import (
 	"testing"
 
 	"github.com/moby/moby/api/types/container"
+
+	"github.com/skep-swarm/skep/internal/testimage"
 )
 
 // put sends an archive of one file to web.1, putTo to any container.
@@ -24,16 +26,11 @@ func put(t *testing.T, s *Server, path, name, content string) (int, string) {
 
 func putTo(t *testing.T, host, ref, path, name, content string) (int, string) {
 	t.Helper()
-	var b bytes.Buffer
-	w := tar.NewWriter(&b)
-	err := w.WriteHeader(&tar.Header{Name: name, Mode: 0o644, Size: int64(len(content)), Typeflag: tar.TypeReg, Uid: os.Getuid(), Gid: os.Getgid()})
-	if err == nil {
-		_, err = io.WriteString(w, content)
-	}
-	if err != nil || w.Close() != nil {
+	archive, err := testimage.Tar(0o644, tar.Header{Name: name, Uname: content, Uid: os.Getuid(), Gid: os.Getgid()})
+	if err != nil {
 		t.Fatal(err)
 	}
-	req, err := http.NewRequest(http.MethodPut, "http://d/v1.50/containers/"+ref+"/archive?noOverwriteDirNonDir=true&path="+path, &b)
+	req, err := http.NewRequest(http.MethodPut, "http://d/v1.50/containers/"+ref+"/archive?noOverwriteDirNonDir=true&path="+path, bytes.NewReader(archive))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -133,25 +133,11 @@ func TestPullCallsNobodyElse(t *testing.T) {
 // layout is the archive of an OCI layout with blobs.
 func layout(t *testing.T, index ocispec.Index, blobs ...[]byte) []byte {
 	t.Helper()
-	var b bytes.Buffer
-	w := tar.NewWriter(&b)
-	put := func(name string, data []byte) {
-		if err := w.WriteHeader(&tar.Header{Name: name, Mode: 0o644, Size: int64(len(data)), Typeflag: tar.TypeReg}); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := w.Write(data); err != nil {
-			t.Fatal(err)
-		}
-	}
-	put("oci-layout", []byte(`{"imageLayoutVersion":"1.0.0"}`))
+	files := []tar.Header{{Name: "oci-layout", Uname: `{"imageLayoutVersion":"1.0.0"}`}}
 	for _, data := range blobs {
-		put("blobs/sha256/"+digest.FromBytes(data).Encoded(), data)
+		files = append(files, tar.Header{Name: "blobs/sha256/" + digest.FromBytes(data).Encoded(), Uname: string(data)})
 	}
-	put("index.json", jsonOf(t, index))
-	if err := w.Close(); err != nil {
-		t.Fatal(err)
-	}
-	return b.Bytes()
+	return pack(t, append(files, tar.Header{Name: "index.json", Uname: string(jsonOf(t, index))}))
 }
 
 func describe(mediaType string, data []byte) ocispec.Descriptor {

@@ -6,7 +6,6 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
-	"io"
 	"os"
 	"path/filepath"
 	goruntime "runtime"
@@ -16,33 +15,16 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/skep-swarm/skep/internal/images/imagetest"
+	"github.com/skep-swarm/skep/internal/testimage"
 )
 
-// pack makes a tar of headers; a regular file's content is where its user's name would be.
 func pack(t *testing.T, headers []tar.Header) []byte {
 	t.Helper()
-	var b bytes.Buffer
-	w := tar.NewWriter(&b)
-	for _, h := range headers {
-		body := h.Uname
-		h.Uname = ""
-		if h.Typeflag == 0 {
-			h.Typeflag, h.Size = tar.TypeReg, int64(len(body))
-		}
-		if h.Mode == 0 {
-			h.Mode = 0o777
-		}
-		if err := w.WriteHeader(&h); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := io.WriteString(w, body); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := w.Close(); err != nil {
+	b, err := testimage.Tar(0o777, headers...)
+	if err != nil {
 		t.Fatal(err)
 	}
-	return b.Bytes()
+	return b
 }
 
 // layered is an archive as docker save makes it of an image with some layers.

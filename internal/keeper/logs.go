@@ -3,6 +3,7 @@ package keeper
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -260,12 +261,7 @@ func (t *logTable) end(keep bool) error {
 func (t *logTable) list() []string {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	ids := make([]string, 0, len(t.logs))
-	for id := range t.logs {
-		ids = append(ids, id)
-	}
-	slices.Sort(ids)
-	return ids
+	return slices.Sorted(maps.Keys(t.logs))
 }
 
 // items describes all (paused) logs for the next keeper.

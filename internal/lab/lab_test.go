@@ -195,7 +195,11 @@ func serve(t *testing.T, h *Host, network, address string) net.Listener {
 }
 
 func ask(ctx context.Context, h *Host, network, address string) (string, error) {
-	c, err := h.Dial(ctx, network, address)
+	return heard(h.Dial(ctx, network, address))
+}
+
+// heard is all that the other end of a connection says.
+func heard(c net.Conn, err error) (string, error) {
 	if err != nil {
 		return "", err
 	}

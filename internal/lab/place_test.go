@@ -2,7 +2,6 @@ package lab
 
 import (
 	"context"
-	"io"
 	"net/netip"
 	"strconv"
 	"strings"
@@ -12,13 +11,7 @@ import (
 )
 
 func askPlace(ctx context.Context, p *Place, from netip.Addr, address string) (string, error) {
-	c, err := p.Dial(ctx, "tcp", from, address)
-	if err != nil {
-		return "", err
-	}
-	defer c.Close()
-	b, err := io.ReadAll(c)
-	return string(b), err
+	return heard(p.Dial(ctx, "tcp", from, address))
 }
 
 func TestPlaces(t *testing.T) {

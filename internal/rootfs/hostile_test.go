@@ -96,17 +96,14 @@ func sparseArchive(t *testing.T, size int64) []byte {
 // In an archive for a container a whiteout is a file like any other, and attributes by which overlayfs would hide files are not set.
 func TestNothingIsHidden(t *testing.T) {
 	w := newWorld(t)
-	var b bytes.Buffer
-	out := tar.NewWriter(&b)
+	var files []tar.Header
 	for _, name := range []string{"etc/.wh.passwd", "etc/.wh..wh..opq", ".wh.data", ".wh...", ".wh.."} {
-		w.must(out.WriteHeader(&tar.Header{Name: name, Typeflag: tar.TypeReg, Mode: 0o600}))
+		files = append(files, tar.Header{Name: name})
 	}
 	records := map[string]string{xattrPrefix + "trusted.overlay.opaque": "y", xattrPrefix + "trusted.overlay.redirect": "/etc", xattrPrefix + "user.kept": "no",
 		xattrPrefix + "security.selinux": "x"}
-	w.must(out.WriteHeader(&tar.Header{Name: "data", Typeflag: tar.TypeDir, Mode: 0o755, PAXRecords: records}))
-	w.must(out.WriteHeader(&tar.Header{Name: "data/f", Typeflag: tar.TypeReg, Mode: 0o755, PAXRecords: records}))
-	w.must(out.Close())
-	w.must(w.r.Extract(t.Context(), "/", &b, nil))
+	files = append(files, tar.Header{Name: "data", Typeflag: tar.TypeDir, Mode: 0o755, PAXRecords: records}, tar.Header{Name: "data/f", PAXRecords: records})
+	w.must(w.r.Extract(t.Context(), "/", archiveOf(t, files...), nil))
 	if got := w.read("etc/passwd") + w.read("data/sub/a") + w.read("etc/.wh.passwd") + w.read(".wh..."); got != "web:x:33:44::/:/bin/sh\naaa" {
 		t.Errorf("read %q", got)
 	}

@@ -18,6 +18,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/skep-swarm/skep/internal/testimage"
 )
 
 // world is a container's root beside things of the host that must stay as they are.
@@ -92,28 +94,11 @@ func (w *world) unharmed() {
 
 func archiveOf(t *testing.T, headers ...tar.Header) io.Reader {
 	t.Helper()
-	var b bytes.Buffer
-	w := tar.NewWriter(&b)
-	for _, h := range headers {
-		body := h.Uname // where the tests keep a file's content
-		h.Uname = ""
-		if h.Typeflag == 0 {
-			h.Typeflag, h.Size = tar.TypeReg, int64(len(body))
-		}
-		if h.Mode == 0 {
-			h.Mode = 0o644
-		}
-		if err := w.WriteHeader(&h); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := io.WriteString(w, body); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := w.Close(); err != nil {
+	b, err := testimage.Tar(0o644, headers...)
+	if err != nil {
 		t.Fatal(err)
 	}
-	return &b
+	return bytes.NewReader(b)
 }
 
 func TestStat(t *testing.T) {

@@ -62,13 +62,9 @@ func found(snap *state.Snapshot, name string) (*model.StackRevision, error) {
 
 // named is a copy of a spec that calls networks by their names: one that is made again has another identifier.
 func named(snap *state.Snapshot, spec *swarm.ServiceSpec) (*swarm.ServiceSpec, error) {
-	raw, err := json.Marshal(spec)
+	out, err := copySpec(spec)
 	if err != nil {
-		return nil, fmt.Errorf("copy the spec: %w", err)
-	}
-	out := new(swarm.ServiceSpec)
-	if err := json.Unmarshal(raw, out); err != nil {
-		return nil, fmt.Errorf("copy the spec: %w", err)
+		return nil, err
 	}
 	for i, n := range out.TaskTemplate.Networks {
 		if have, err := snap.FindNetwork(n.Target); err == nil {

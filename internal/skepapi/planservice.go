@@ -108,8 +108,8 @@ func sameCredentials(header string, have model.Credentials) bool {
 	return json.Unmarshal(have, &old) == nil && old == *given
 }
 
-// resolve fills in the identifiers of what a spec names. What the plan will make first has none yet.
-func resolve(snap *state.Snapshot, spec *swarm.ServiceSpec) (*swarm.ServiceSpec, error) {
+// copySpec is a spec that may be changed: nothing in it is shared.
+func copySpec(spec *swarm.ServiceSpec) (*swarm.ServiceSpec, error) {
 	raw, err := json.Marshal(spec)
 	if err != nil {
 		return nil, fmt.Errorf("copy the spec: %w", err)
@@ -117,6 +117,15 @@ func resolve(snap *state.Snapshot, spec *swarm.ServiceSpec) (*swarm.ServiceSpec,
 	out := new(swarm.ServiceSpec)
 	if err := json.Unmarshal(raw, out); err != nil {
 		return nil, fmt.Errorf("copy the spec: %w", err)
+	}
+	return out, nil
+}
+
+// resolve fills in the identifiers of what a spec names. What the plan will make first has none yet.
+func resolve(snap *state.Snapshot, spec *swarm.ServiceSpec) (*swarm.ServiceSpec, error) {
+	out, err := copySpec(spec)
+	if err != nil {
+		return nil, err
 	}
 	namer := snap.Cluster().Namer()
 	for i, n := range out.TaskTemplate.Networks {

@@ -3,6 +3,7 @@ package dns
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 )
 
@@ -104,10 +105,5 @@ func (s *Server) sweep() {
 func (s *Server) Networks() []uint64 {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	out := make([]uint64, 0, len(s.known))
-	for id := range s.known {
-		out = append(out, id)
-	}
-	slices.Sort(out)
-	return out
+	return slices.Sorted(maps.Keys(s.known))
 }

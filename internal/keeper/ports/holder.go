@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"os"
 	"slices"
@@ -102,12 +103,7 @@ func (h *Holder) Release(ports []Port) {
 func (h *Holder) List() []Port {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	out := make([]Port, 0, len(h.held))
-	for p := range h.held {
-		out = append(out, p)
-	}
-	slices.SortFunc(out, func(a, b Port) int { return strings.Compare(a.String(), b.String()) })
-	return out
+	return slices.SortedFunc(maps.Keys(h.held), func(a, b Port) int { return strings.Compare(a.String(), b.String()) })
 }
 
 // install starts serving socks for p. It closes them when it fails.
