@@ -3,7 +3,6 @@ package netapply
 import (
 	"context"
 	"errors"
-	"net/netip"
 	"testing"
 
 	"github.com/skep-swarm/skep/internal/netplan"
@@ -93,32 +92,5 @@ func TestFailedPassOwesVIPs(t *testing.T) {
 				t.Errorf("a UDP socket stays with a removed backend: %q, %v", got, err)
 			}
 		})
-	}
-}
-
-// What is refused leaves nothing behind, which each pass after it would trip over.
-func TestTooManyRemotes(t *testing.T) {
-	l := newLab(t)
-	a, _ := l.ends()
-	o := overlayOf(7, "10.0.0.0/8")
-	o.Remotes = far(clientIP4, "10.0.0.2", "10.0.0.3")
-	a.overlay(o)
-	var many []netplan.Remote
-	for addr := netip.MustParseAddr("10.1.0.0"); len(many) < netplan.MaxRemotes; addr = addr.Next() {
-		many = append(many, netplan.Remote{Addr4: addr, VTEP: netip.MustParseAddr(clientIP4)})
-	}
-	ctx, gone := context.Background(), netip.MustParseAddr("10.0.0.2")
-	if err := a.net.SetRemotes(ctx, 7, many, []netip.Addr{gone}); err == nil {
-		t.Error("more than fit were taken")
-	}
-	if got := a.net.overlays[7].full().Remotes; len(got) != 2 {
-		t.Errorf("a refused call left %d tasks, want the 2 of before", len(got))
-	}
-	if _, err := a.net.mend(ctx, dirt{all: true}, dirt{}); err != nil {
-		t.Errorf("a pass after it: %v", err)
-	}
-	must(t, a.net.SetRemotes(ctx, 7, many[:1], []netip.Addr{gone}))
-	if got := a.net.overlays[7].full().Remotes; len(got) != 2 {
-		t.Errorf("one came and one went: %d tasks", len(got))
 	}
 }

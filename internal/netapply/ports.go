@@ -46,7 +46,7 @@ func (n *Network) SetPorts(ctx context.Context, set []netplan.Port, del []netpla
 		before[k] = old
 		return !ok
 	})
-	total := len(n.ports)
+	total := len(n.ports) - len(del)
 	n.mu.Unlock()
 	for _, isNew := range fresh {
 		total += b2i(isNew)

@@ -45,7 +45,7 @@ func (n *Network) SetVIPs(ctx context.Context, num uint64, set []netplan.VIP, de
 		}
 	}
 	change, lost := changeOf(before, set)
-	total := len(ov.vips) + len(change.add)
+	total := len(ov.vips) + len(change.add) - len(change.del)
 	if total <= netplan.MaxVIPs {
 		for _, v := range set {
 			ov.vips[v.Addr] = v
