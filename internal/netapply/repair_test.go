@@ -17,12 +17,16 @@ import (
 	"github.com/skep-swarm/skep/internal/netplan"
 )
 
-// run starts Run and returns a counter of its repairs.
+// run starts Run and returns a counter of its repairs, of which OnRepair hears, too, when there is one.
 func (l *lab) run() *atomic.Int64 {
 	l.t.Helper()
 	var repairs atomic.Int64
+	tell := l.net.cfg.OnRepair
 	l.net.cfg.OnRepair = func(what string, err error) {
 		repairs.Add(1)
+		if tell != nil {
+			tell(what, err)
+		}
 		if err != nil {
 			l.t.Log("repair:", what, err)
 		}

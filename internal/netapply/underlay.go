@@ -63,6 +63,13 @@ func (n *Network) takeMTU() {
 	}
 }
 
+// mtu is that of the last full pass; 0 is the default.
+func (n *Network) mtu() int {
+	n.state.RLock()
+	defer n.state.RUnlock()
+	return n.laidMTU
+}
+
 // relevantUnderlay tells whether a change of the host's links or routes can have changed the way out, or its MTU.
 func relevantUnderlay(e event, now *kernelLink) bool {
 	switch e.typ {

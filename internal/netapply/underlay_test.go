@@ -3,7 +3,9 @@ package netapply
 import (
 	"context"
 	"fmt"
+	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -35,6 +37,11 @@ func TestFollowsUnderlay(t *testing.T) {
 	t0, ns0 := e.join(0, on(7, "10.0.1.10"))
 	l.serve(l.client, "out", 9000)
 	l.wantMTU(t0, ns0, 1500) // there is no way out yet
+	var told sync.Map
+	l.net.cfg.OnRepair = func(what string, _ error) {
+		_, mtu, _ := strings.Cut(what, ", which follow the host's MTU of ")
+		told.Store(mtu, true)
+	}
 	repairs := l.run()
 	within(t, 5*time.Second, "Run listens", func() bool {
 		l.sh(l.host, "nft delete table inet skep-abc123 2>/dev/null || true")
@@ -61,6 +68,7 @@ func TestFollowsUnderlay(t *testing.T) {
 		}
 		l.wantMTU(t0, ns0, v.mtu)
 		last = v.mtu
+		within(t, 5*time.Second, "word of it", func() bool { _, ok := told.Load(strconv.Itoa(v.mtu)); return ok })
 		l.wantAnswer(ns0, "tcp", clientIP4+":9000", "out "+hostIP4)
 	}
 	// A task that comes later has it from the start, and nothing is left to mend.

@@ -132,6 +132,7 @@ func (w *watch) round(ctx context.Context) time.Duration {
 		w.later.merge(dirt{spaces: d.spaces, tables: d.tables}) // it may be about what is held
 		w.timer.Reset(retry - since)
 	}
+	was := w.n.mtu()
 	changes, err := w.n.mend(ctx, d, hold)
 	if ctx.Err() != nil {
 		return 0
@@ -151,7 +152,11 @@ func (w *watch) round(ctx context.Context) time.Duration {
 		w.wait = 0
 	}
 	if w.n.cfg.OnRepair != nil && (changes > 0 || err != nil) {
-		w.n.cfg.OnRepair(fmt.Sprintf("%d changes to the node's networks", changes), err)
+		what := fmt.Sprintf("%d changes to the node's networks", changes)
+		if now := w.n.mtu(); now != was {
+			what += fmt.Sprintf(", which follow the host's MTU of %d", now)
+		}
+		w.n.cfg.OnRepair(what, err)
 	}
 	return rest
 }
