@@ -93,8 +93,8 @@ func (s *Store) write(v Volume) error {
 		return fmt.Errorf("volume %s: labels and options of %d bytes are too large: %w", v.Name, len(body), errdefs.ErrInvalidArgument)
 	}
 	dir := filepath.Join(s.root, v.Name)
-	// After a power loss the volume is there with its options, or not at all: one that lost its options would take data to the
-	// wrong place.
+	// What was acknowledged is there after a power loss, and what was not is there with its options, or not at all: one that lost
+	// its options would take data to the wrong place.
 	err = durable.MkdirAll(dir, rootMode)
 	if err == nil {
 		err = durable.WriteFile(filepath.Join(dir, meta), body, 0o600)
@@ -106,7 +106,13 @@ func (s *Store) write(v Volume) error {
 	if err := os.Mkdir(v.Mountpoint, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
 		return fmt.Errorf("make volume %s: %w", v.Name, err)
 	}
-	return os.Chmod(v.Mountpoint, 0o755) // whatever the umask is
+	if err := os.Chmod(v.Mountpoint, 0o755); err != nil { // whatever the umask is
+		return fmt.Errorf("make volume %s: %w", v.Name, err)
+	}
+	if err := durable.SyncDir(dir); err != nil {
+		return fmt.Errorf("make volume %s: %w", v.Name, err)
+	}
+	return nil
 }
 
 // Inspect returns a volume, or errdefs.ErrNotFound.
