@@ -70,8 +70,8 @@ func planUpdate(id model.ServiceID, version uint64, spec model.ServiceSpec, from
 		switch {
 		case rollback:
 			change.Update = orchestrate.Begin(svc, change, swarm.UpdateStateRollbackStarted, orchestrate.ManualRollback, startedAt)
-		case needsRollout(snap, svc, change):
-			change.Update = orchestrate.Begin(svc, change, swarm.UpdateStateUpdating, orchestrate.UpdateInProgress, startedAt)
+		case needsRollout(snap, svc, change) || orchestrate.GoesOn(svc, change):
+			change.Update = orchestrate.Update(svc, change, startedAt)
 		case svc.Update != nil:
 			// The status is of a rollout before this spec: clients that wait would take it for theirs.
 			txn.Changes = append(txn.Changes, model.Change{SetUpdate: &model.UpdateSet{Service: id}})

@@ -104,8 +104,9 @@ type Service struct {
 
 	// Revisions is the history, oldest first; the last one is in force. Never empty.
 	Revisions []*Revision `cbor:"5,keyasint"`
-	// Template is what new tasks are made from.
-	Template TemplateID `cbor:"6,keyasint"`
+	// Template is what new tasks are made from, InForceAt when it came into force, which may be longer ago than Revisions tell.
+	Template  TemplateID `cbor:"6,keyasint"`
+	InForceAt Time       `cbor:"31,keyasint,omitempty"`
 
 	// Update is the state of the last rollout; its times are data, so that a new leader
 	// carries on exactly.
@@ -173,6 +174,9 @@ type UpdateStatus struct {
 	LastStep Time `cbor:"5,keyasint,omitempty"`
 	// ResumedAt is when a user let a paused rollout go on: failures until then do not count.
 	ResumedAt Time `cbor:"6,keyasint,omitempty"`
+	// Late is a rollout that no revision began: it brings tasks that an earlier one had to leave out to the template in
+	// force. Their failures neither pause it nor turn it back.
+	Late bool `cbor:"7,keyasint,omitempty"`
 }
 
 // Template is the part of a service's spec that tasks are made from: a change of it replaces

@@ -81,10 +81,14 @@ func closed(snap *state.Snapshot, svc *model.Service) string {
 
 // reached reports whether a service is as far as a condition asks for. A service that is meant to have no tasks is.
 func reached(snap *state.Snapshot, on *model.Service, when string) bool {
-	newest := map[slotID]*model.Task{}
+	newest, places := map[slotID]*model.Task{}, map[slotID]bool{}
 	for t := range snap.Tasks(on.ID) {
+		if t.Desired <= model.StateRunning {
+			places[slotID{t.Slot, globalNode(t)}] = true
+		}
 		if t.Template == on.Template && t.JobIteration == on.JobIteration && (t.Desired <= model.StateRunning || t.State == model.StateComplete) {
 			newest[slotID{t.Slot, globalNode(t)}] = t
+			places[slotID{t.Slot, globalNode(t)}] = true
 		}
 	}
 	running, healthy, completed := 0, 0, 0
@@ -99,7 +103,7 @@ func reached(snap *state.Snapshot, on *model.Service, when string) bool {
 			}
 		}
 	}
-	want := len(newest) // of a global service: what there is
+	want := len(places) // of a global service: what there is, tasks that an update has yet to replace too
 	switch mode := on.Spec().Mode; {
 	case mode.ReplicatedJob != nil:
 		want, _ = (&planner{svc: on}).completions()
@@ -131,12 +135,13 @@ func globalNode(t *model.Task) model.NodeID {
 }
 
 // lookAtGate opens the service's gate when what it waits for has come, or when tasks of the template in force were let go
-// before it had one: then it holds nobody back any more, and who replaces them must not wait.
+// before it had one: then it holds nobody back any more, and who replaces them must not wait. Nor does a rollback, which
+// brings back what ran before: what has gone since then may be why.
 func (p *planner) lookAtGate() {
 	if !gated(p.svc) {
 		return
 	}
-	if !p.wasLetGo() {
+	if !rollingBack(p.svc.Update) && !p.wasLetGo() {
 		agreed := p.obs.Agreed
 		if agreed == nil {
 			agreed = p.snap

@@ -3,6 +3,7 @@ package orchestrate_test
 import (
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/moby/moby/api/types/swarm"
 	"github.com/skep-swarm/skep/internal/model"
@@ -256,5 +257,54 @@ func TestGateLooksAtWhatIsAgreed(t *testing.T) {
 				}
 			}
 		}
+	}
+}
+
+// TestRollbackWaitsForNobody: what a service depends on has gone, and its update fails: what ran before comes back.
+func TestRollbackWaitsForNobody(t *testing.T) {
+	w := newWorld(t, 2)
+	db := w.service(0, named("db", "", replicas(1)))
+	id := w.service(0, named("web", "db=service_healthy", func(s *swarm.ServiceSpec) {
+		replicas(1)(s)
+		s.UpdateConfig = &swarm.UpdateConfig{Parallelism: 1, FailureAction: swarm.UpdateFailureActionRollback}
+	}))
+	w.settle()
+	w.image(id, "img:2")
+	w.plan()
+	w.obey()
+	w.plan()
+	w.obey()
+	w.do(model.Change{DeleteService: db})
+	for _, x := range w.running(id) {
+		if x.Template == w.snap.Service(id).Template {
+			w.report(x, model.StateFailed)
+		}
+	}
+	w.settle()
+	w.advance(time.Hour)
+	w.settle()
+	if n := w.countRunning(id); n != 1 {
+		t.Errorf("%d run; %q", n, w.snap.Service(id).Notice)
+	}
+}
+
+// TestGlobalDependencyCountsAllItsNodes: while it is updated, too.
+func TestGlobalDependencyCountsAllItsNodes(t *testing.T) {
+	w := newWorld(t, 4)
+	db := w.service(0, named("db", "", func(s *swarm.ServiceSpec) {
+		s.Mode = swarm.ServiceMode{Global: &swarm.GlobalService{}}
+		s.UpdateConfig = &swarm.UpdateConfig{Parallelism: 1, Delay: time.Hour}
+	}))
+	web := w.service(0, named("web", "db=service_healthy", replicas(1)))
+	w.settle()
+	w.image(db, "db:2")
+	w.image(web, "web:2")
+	for range 20 {
+		w.plan()
+		w.obey()
+		w.now += second
+	}
+	if w.updated(web) > 0 && w.updated(db) < 4 {
+		t.Errorf("web:2 runs with %d of 4 db:2", w.updated(db))
 	}
 }

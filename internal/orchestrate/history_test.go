@@ -132,3 +132,41 @@ func TestScaledInTheMiddleOfAnUpdate(t *testing.T) {
 		t.Errorf("%+v, %d run", u, w.countRunning(id))
 	}
 }
+
+// TestLabelsRenewNoAttempts: a slot that was given up stays so, however many revisions with the same tasks follow.
+func TestLabelsRenewNoAttempts(t *testing.T) {
+	w := newWorld(t, 2)
+	id := w.service(0, startFirst(2))
+	w.settle()
+	w.image(id, "bad")
+	if n := w.failing(id, "bad"); n == 0 {
+		t.Fatal("nothing fails")
+	}
+	for i := range 40 {
+		w.service(id, func(s *swarm.ServiceSpec) { s.Labels = map[string]string{"n": string(rune('a' + i))} })
+		if n := w.failing(id, "bad"); n > 0 {
+			t.Errorf("label change %d: %d more tasks fail", i, n)
+		}
+	}
+}
+
+// TestReturnOfANodeIsNoRestart: a node of a global service may be drained and come back more often than the policy
+// allows restarts.
+func TestReturnOfANodeIsNoRestart(t *testing.T) {
+	w := newWorld(t, 2)
+	three := uint64(3)
+	id := w.service(0, func(s *swarm.ServiceSpec) {
+		s.Mode = swarm.ServiceMode{Global: &swarm.GlobalService{}}
+		s.TaskTemplate.RestartPolicy = &swarm.RestartPolicy{MaxAttempts: &three}
+	})
+	w.settle()
+	for i := range 6 {
+		w.drain(1)
+		w.settle()
+		w.setNode(1, func(s *swarm.NodeSpec) { s.Availability = swarm.NodeAvailabilityActive })
+		w.settle()
+		if n := w.countRunning(id); n != 2 {
+			t.Fatalf("after %d drains %d run", i+1, n)
+		}
+	}
+}

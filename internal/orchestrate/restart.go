@@ -149,8 +149,8 @@ func (p *planner) needsSuccessor(s *slot, last *model.Task, good []*model.Task) 
 		}
 	}
 	if s.node != 0 {
-		// A global task belongs to its node. When the node is back, it gets a new one.
-		if v := p.node(s.node); v.lost(p.svc) || v.drained {
+		// A global task belongs to its node. When the node is back, it gets a new one; while it is paused, none.
+		if v := p.node(s.node); v.lost(p.svc) || v.drained || v.paused {
 			return false
 		}
 	}
@@ -161,7 +161,7 @@ func (p *planner) needsSuccessor(s *slot, last *model.Task, good []*model.Task) 
 // force that the slot had while t stayed, because the slot starts first or t was to leave its node.
 func (p *planner) account(s *slot, t *model.Task) *model.Task {
 	n := s.newest
-	if n != nil && n.ID.Num > t.ID.Num && n.Template == p.svc.Template && n.CreatedAt >= p.inForce() {
+	if n != nil && n.ID.Num > t.ID.Num && p.inForce(n) {
 		return n
 	}
 	return t
@@ -170,15 +170,10 @@ func (p *planner) account(s *slot, t *model.Task) *model.Task {
 // again reports whether the policy gives t a successor in its slot.
 func (p *planner) again(s *slot, t *model.Task) bool { return p.policy.again(p.account(s, t)) }
 
-// inForce is since when the template in force is, as far as the service's history goes back. Who brings it
-// back later gives it its attempts anew.
-func (p *planner) inForce() model.Time {
-	revs := p.svc.Revisions
-	i := len(revs) - 1
-	for i > 0 && revs[i-1].Template == p.svc.Template {
-		i--
-	}
-	return revs[i].At
+// inForce reports whether a task is one of the template in force, and was made since it is. Who brings a template back later gives
+// it its attempts anew.
+func (p *planner) inForce(t *model.Task) bool {
+	return t.Template == p.svc.Template && t.CreatedAt >= p.svc.InForceAt
 }
 
 // givenUp reports whether the policy allows no more attempts with the template in force, while an older task still
@@ -186,7 +181,7 @@ func (p *planner) inForce() model.Time {
 // not end by itself but lost its node is tried again, unless attempts are counted.
 func (p *planner) givenUp(s *slot) bool {
 	n, last := s.newest, s.live[len(s.live)-1]
-	if n == nil || n.Desired <= model.StateRunning && !n.State.Terminal() || n.Template != p.svc.Template || n.CreatedAt < p.inForce() || p.account(s, last) != n {
+	if n == nil || n.Desired <= model.StateRunning && !n.State.Terminal() || !p.inForce(n) || p.account(s, last) != n {
 		return false
 	}
 	switch n.State {
@@ -236,10 +231,15 @@ func (p *planner) handOver(s *slot, good []*model.Task) bool {
 		}
 	}
 	if heir == nil {
-		return p.dropHeld(good)
+		return p.dropOvertaken(good)
 	}
-	if heir.State != model.StateRunning && p.config().order == swarm.UpdateOrderStartFirst {
-		return false
+	if heir.State != model.StateRunning {
+		if p.config().order == swarm.UpdateOrderStartFirst {
+			return false
+		}
+		if i := slices.IndexFunc(good, func(t *model.Task) bool { return p.dirty(t) && t.State == model.StateRunning }); i >= 0 {
+			return p.keepOld(good[i], heir)
+		}
 	}
 	var changes []model.Change
 	for _, t := range good {
@@ -252,12 +252,24 @@ func (p *planner) handOver(s *slot, good []*model.Task) bool {
 	return true
 }
 
-// dropHeld stops tasks that are held back in a slot where another one is meant to run, when all of them are of
-// revisions that were overtaken: to let them go would make two of them, and the rollout replaces the slot anyway.
-func (p *planner) dropHeld(good []*model.Task) bool {
+// keepOld lets an old task run on that need not leave its node any more, or that runs beside a new one from the time when the
+// service started first: to stop it for one that does not run yet is the rollout's decision, a few slots at a time. The
+// new one goes, unless it is coming up: then it is waited for.
+func (p *planner) keepOld(old, heir *model.Task) bool {
+	if heir.Desired == model.StateRunning && heir.State >= model.StateAssigned {
+		return false
+	}
+	p.out.add(desire(heir, model.StateShutdown))
+	p.out.while(old)
+	return true
+}
+
+// dropOvertaken leaves one task in a slot where all are of revisions that were overtaken: the newest that runs. One that is held back
+// would make two of them, and one that does not run yet costs nothing; the rollout replaces the slot anyway.
+func (p *planner) dropOvertaken(good []*model.Task) bool {
 	var runs *model.Task
 	for _, t := range good {
-		if t.Desired == model.StateRunning {
+		if t.Desired == model.StateRunning && (runs == nil || t.State == model.StateRunning || runs.State != model.StateRunning) {
 			runs = t
 		}
 	}
@@ -266,7 +278,7 @@ func (p *planner) dropHeld(good []*model.Task) bool {
 	}
 	var changes []model.Change
 	for _, t := range good {
-		if t.Desired < model.StateRunning {
+		if t.Desired < model.StateRunning || t != runs && runs.State == model.StateRunning {
 			changes = append(changes, desire(t, model.StateShutdown))
 		}
 	}

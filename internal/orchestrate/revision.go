@@ -15,22 +15,41 @@ const UpdateInProgress = "update in progress"
 // the next update is what resumes a paused one. old is nil for a new service. The result is
 // nil when the tasks stay.
 func FirstStatus(old *model.Service, rev *model.NewRevision, at model.Time) *model.UpdateStatus {
-	if old == nil || templateOf(rev) == old.Template && !inProgress(old.Update) && !paused(old.Update) {
+	if old == nil || templateOf(rev) == old.Template && !GoesOn(old, rev) {
 		return nil
+	}
+	return Update(old, rev, at)
+}
+
+// GoesOn reports whether a revision leads to the same tasks as a rollout that is under way or paused.
+func GoesOn(old *model.Service, rev *model.NewRevision) bool {
+	return templateOf(rev) == old.Template && (inProgress(old.Update) || paused(old.Update))
+}
+
+// Update is the status of the rollout of a revision that a user did not ask for as a rollback. While a rollback is under way, or
+// paused, to the same tasks it is one nevertheless: a scale or a label does not turn it round. at is cluster time.
+func Update(old *model.Service, rev *model.NewRevision, at model.Time) *model.UpdateStatus {
+	if GoesOn(old, rev) {
+		switch was := old.Update; was.State {
+		case swarm.UpdateStateRollbackStarted:
+			return Begin(old, rev, was.State, was.Message, at)
+		case swarm.UpdateStateRollbackPaused:
+			return Begin(old, rev, swarm.UpdateStateRollbackStarted, rollbackGoesOn, at)
+		}
 	}
 	return Begin(old, rev, swarm.UpdateStateUpdating, UpdateInProgress, at)
 }
 
 // Begin is the status with which the rollout of a revision begins. One that is under way, or paused, and leads to the
-// same tasks on the same nodes goes on: would it begin anew with every change of a label, slots that it has under way
+// same tasks goes on: would it begin anew with every change of a label or a constraint, slots that it has under way
 // would count no more, and others be taken down beside them. at is cluster time.
 func Begin(old *model.Service, rev *model.NewRevision, state swarm.UpdateState, message string, at model.Time) *model.UpdateStatus {
 	u := &model.UpdateStatus{State: state, StartedAt: at, Message: message}
 	was := old.Update
-	if !inProgress(was) && !paused(was) || !sameTasks(old.Current(), templateOf(rev), rev.Spec.Typed) {
+	if !GoesOn(old, rev) {
 		return u
 	}
-	u.StartedAt, u.LastStep, u.ResumedAt = was.StartedAt, was.LastStep, was.ResumedAt
+	u.StartedAt, u.LastStep, u.ResumedAt, u.Late = was.StartedAt, was.LastStep, was.ResumedAt, was.Late
 	if was.State != state {
 		u.ResumedAt = at // failures until now are forgiven
 	}

@@ -79,7 +79,7 @@ func (p *planner) rollout(slots []*slot) *rollout {
 		if r.steps == nil {
 			continue
 		}
-		if st := p.step(s); st.task != nil || st.moved != nil || st.lost != nil {
+		if st := p.step(s); st.begun() {
 			r.steps[s] = st
 			r.count(st)
 		}
@@ -104,6 +104,10 @@ type step struct {
 	// task is the one by which it replaced what was there: the first of the template in force since the rollout began. One
 	// that had to leave its node, or lost it, before it came up and took over is lost, and another follows, which has yet to.
 	task, lost *model.Task
+	// failed is set when the task ended by itself: not one that had a successor before, and whose node told of its end later.
+	failed bool
+	// unplaced is one before it that never found a node, or has none as long as its node is paused: nobody waits for it.
+	unplaced *model.Task
 	// moved is one before it that is not where the spec wants it. Both may be of one template, what a rollout did and what
 	// a rollback undoes, so its failure is not this rollout's; but the slot is under way all the same.
 	moved *model.Task
@@ -112,6 +116,11 @@ type step struct {
 // needs reports whether a task is one that the rollout counts by, and so must not be forgotten.
 func (st step) needs(t *model.Task) bool {
 	return t == st.task || t == st.moved || t == st.lost || t == st.from
+}
+
+// begun reports whether the rollout did anything in the slot.
+func (st step) begun() bool {
+	return st.task != nil || st.moved != nil || st.lost != nil || st.from != nil && st.unplaced != nil
 }
 
 // heir reports whether the task follows one that was lost.
@@ -123,18 +132,20 @@ func (st step) moving() bool {
 }
 
 func (p *planner) step(s *slot) (st step) {
-	for _, t := range s.tasks {
+	for i, t := range s.tasks {
 		if t.Template != p.svc.Template || t.CreatedAt < p.svc.Update.StartedAt {
 			if t.Desired < model.StateRemove {
 				st.from = t
 			}
 			continue
 		}
-		if t.State < model.StateAssigned && t.Desired > model.StateRunning {
+		if t.State < model.StateAssigned && (t.Desired > model.StateRunning || s.node != 0 && p.node(s.node).paused) {
 			// It never found a node and is wanted no more: it will not come up, nor report its
 			// end. The one that took its place counts.
+			st.unplaced = t
 			continue
 		}
+		byItself := failed(t) && (i+1 == len(s.tasks) || s.tasks[i+1].CreatedAt >= t.StatusAt)
 		switch {
 		case st.from == nil:
 			return step{}
@@ -142,10 +153,10 @@ func (p *planner) step(s *slot) (st step) {
 			if st.moved == nil {
 				st.moved = t
 			}
-		case t.Desired > model.StateRunning && !failed(t) && (t.RunningSince == 0 || p.outstays(s)):
+		case t.Desired > model.StateRunning && !byItself && (t.RunningSince == 0 || p.outstays(s)):
 			st.lost = t
 		default:
-			st.task = t
+			st.task, st.failed = t, byItself
 			return st
 		}
 	}
@@ -180,7 +191,7 @@ func (r *rollout) count(st step) {
 	}
 	t := st.task
 	r.underWay(t, st.heir())
-	if failed(t) {
+	if st.failed {
 		early := t.RunningSince == 0 || t.StatusAt-t.RunningSince <= r.config.monitor
 		if early && t.StatusAt > r.p.svc.Update.ResumedAt {
 			r.failed = append(r.failed, t)
@@ -223,7 +234,8 @@ func (r *rollout) plan() {
 	case !inProgress(u):
 		if len(r.dirty) > 0 {
 			// StartedAt is not after the creation of the tasks that the same pass makes.
-			r.set(model.UpdateStatus{State: swarm.UpdateStateUpdating, StartedAt: p.snap.Time(), Message: UpdateInProgress})
+			late := slices.ContainsFunc(r.dirty, func(s *slot) bool { return s.newest.Template != p.svc.Template })
+			r.set(model.UpdateStatus{State: swarm.UpdateStateUpdating, StartedAt: p.snap.Time(), Message: UpdateInProgress, Late: late})
 		}
 	case r.tooManyFailures():
 		r.react()
@@ -236,7 +248,7 @@ func (r *rollout) plan() {
 
 // tooManyFailures compares the failures with the number of slots that the rollout is about.
 func (r *rollout) tooManyFailures() bool {
-	if r.config.action == swarm.UpdateFailureActionContinue || len(r.failed) == 0 {
+	if r.p.svc.Update.Late || r.config.action == swarm.UpdateFailureActionContinue || len(r.failed) == 0 {
 		return false
 	}
 	total := len(r.dirty)
@@ -348,7 +360,7 @@ func (r *rollout) replace(s *slot) {
 		desired = model.StateRunning
 	}
 	t := p.newTask(s, desired, p.now)
-	if n := s.newest; n != nil && n.Template == t.Template && n.CreatedAt >= p.inForce() {
+	if n := s.newest; n != nil && p.inForce(n) {
 		// That it has to move is no restart, and forgives none.
 		if t.Restarts = slices.Clone(n.Restarts); ended(n) {
 			t.Restarts = p.policy.record(n, t.Template, p.now)

@@ -90,10 +90,22 @@ func (p *planner) fill(s *slot) {
 	}
 	t := p.newTask(s, desired, startAt)
 	if s.newest != nil {
-		t.Restarts = p.policy.record(s.newest, p.svc.Template, p.now)
+		t.Restarts = p.refilled(s.newest)
 	}
 	p.out.add(put(t))
 	s.busy = true
+}
+
+// refilled is the restart times that a task inherits in a slot without a live one. That its node comes back is no restart of
+// a global service, and forgives none.
+func (p *planner) refilled(last *model.Task) []model.Time {
+	switch {
+	case p.svc.Spec().Mode.Global == nil || failed(last):
+		return p.policy.record(last, p.svc.Template, p.now)
+	case last.Template != p.svc.Template:
+		return nil
+	}
+	return slices.Clone(last.Restarts)
 }
 
 // clear removes everything in a slot that the service no longer has.

@@ -90,7 +90,8 @@ func (j *judge) gates(s *step) {
 			g.came = g.came || s.base != nil && came(s.base, svc)
 			j.waiting[svc.ID] = g
 		}
-		g.came = g.came || came(s.after, svc)
+		// A rollback waits for nobody: it brings back what ran before.
+		g.came = g.came || came(s.after, svc) || rollingBack(svc.Update)
 		before := s.before.Service(svc.ID)
 		if before == nil || before.Opened == svc.Opened {
 			continue
@@ -126,6 +127,9 @@ func (j *judge) shut(s *state.Snapshot, svc *model.Service) (shut bool, why stri
 	if text == "" || svc.Opened == svc.Template {
 		return false, ""
 	}
+	if rollingBack(svc.Update) {
+		return false, "its gate is closed, and it is rolled back"
+	}
 	if came(s, svc) {
 		return false, "its gate is closed, and what it waits for has come: " + text
 	}
@@ -149,10 +153,13 @@ func came(s *state.Snapshot, svc *model.Service) bool {
 
 // far reports whether a service is as far as somebody waits for, going by the last task of every slot.
 func far(s *state.Snapshot, on *model.Service, when string) bool {
-	last := map[slotKey]*model.Task{}
+	last, places := map[slotKey]*model.Task{}, map[slotKey]bool{}
 	for t := range s.Tasks(on.ID) {
+		if t.Desired <= model.StateRunning {
+			places[slotOf(t)] = true
+		}
 		if t.Template == on.Template && t.JobIteration == on.JobIteration && (t.State == model.StateComplete || t.Desired <= model.StateRunning) {
-			last[slotOf(t)] = t
+			last[slotOf(t)], places[slotOf(t)] = t, true
 		}
 	}
 	up, healthy, done := 0, 0, 0
@@ -167,7 +174,7 @@ func far(s *state.Snapshot, on *model.Service, when string) bool {
 			}
 		}
 	}
-	want := len(last)
+	want := len(places)
 	switch mode := on.Spec().Mode; {
 	case mode.Replicated != nil && *mode.Replicated.Replicas == 0:
 		return true

@@ -80,6 +80,7 @@ func (j *judge) committed(before, after *state.Snapshot, b *model.Batch, out *mo
 	j.gates(s)
 	for _, id := range sortedKeys(services) {
 		j.slots(s, id)
+		j.takenDown(s, id)
 	}
 	if len(s.put) > 0 {
 		j.attempts(s)

@@ -1,7 +1,6 @@
 package sim
 
 import (
-	"cmp"
 	"time"
 
 	"github.com/moby/moby/api/types/swarm"
@@ -121,7 +120,7 @@ func (j *judge) attempts(s *step) {
 			continue
 		}
 		chain := append([]model.Time(nil), j.chain[prev.ID]...)
-		if relocated(s, svc, prev) {
+		if relocated(s, svc, prev) || returned(svc, prev) {
 			j.chain[t.ID] = chain
 			continue
 		}
@@ -147,6 +146,11 @@ func (j *judge) attempts(s *step) {
 	}
 }
 
+// returned reports whether a task of a global service was taken away with its node: that the node is back is no restart.
+func returned(svc *model.Service, t *model.Task) bool {
+	return svc.Spec().Mode.Global != nil && !endedByItself(t)
+}
+
 // relocated reports whether a rollout took a task away because it does not run where the spec, which is newer than what is
 // known of the node, wants it. That is no restart, and forgives none.
 func relocated(s *step, svc *model.Service, t *model.Task) bool {
@@ -162,120 +166,4 @@ func inForce(svc *model.Service) model.Time {
 		since = svc.Revisions[i].At
 	}
 	return since
-}
-
-// parallelism judges that a rollout has no more slots under way than it may.
-func (j *judge) parallelism(s *step) {
-	added := map[model.ServiceID]bool{}
-	for _, t := range s.put {
-		svc := s.after.Service(t.ID.Service)
-		if svc == nil || !inProgress(svc.Update) || svc.JobIteration != 0 || t.Template != svc.Template {
-			continue
-		}
-		replaces := false
-		for o := range s.before.Tasks(t.ID.Service) {
-			if slotOf(o) != slotOf(t) {
-				continue
-			}
-			if o.Template == t.Template && (o.CreatedAt >= svc.Update.StartedAt || o.Desired <= model.StateRunning) {
-				replaces = false // the rollout was here; this is a restart
-				break
-			}
-			if now := s.after.Task(o.ID); now == nil || now.Desired >= model.StateRemove {
-				continue // scaled away, and back by a rollback in the same plan
-			}
-			if o.Template != t.Template && o.Desired <= model.StateRunning && !o.State.Terminal() && stays(s.before, o) {
-				replaces = true
-			}
-		}
-		if replaces {
-			j.rolled[t.ID] = true
-			added[svc.ID] = true
-		}
-	}
-	for _, id := range sortedKeys(added) {
-		svc := s.after.Service(id)
-		c := svc.Spec().UpdateConfig
-		if svc.Update.State == swarm.UpdateStateRollbackStarted {
-			c = svc.Spec().RollbackConfig
-		}
-		allowed, delay := 1, model.Time(0)
-		if c != nil {
-			allowed, delay = int(c.Parallelism), model.Time(c.Delay)
-		}
-		flying := map[slotKey]bool{}
-		for t := range s.after.Tasks(id) {
-			if j.rolled[t.ID] && t.Template == svc.Template && t.CreatedAt >= svc.Update.StartedAt && t.Desired < model.StateRemove && underWay(s, t, delay) {
-				flying[slotOf(t)] = true
-			}
-		}
-		if n := len(flying); allowed > 0 && n > allowed {
-			j.w.fail("law: an update never has more slots under way than its parallelism: service %d has %d, and may have %d", id, n, allowed)
-		}
-	}
-}
-
-func inProgress(u *model.UpdateStatus) bool {
-	return u != nil && (u.State == swarm.UpdateStateUpdating || u.State == swarm.UpdateStateRollbackStarted)
-}
-
-func paused(u *model.UpdateStatus) bool {
-	return u != nil && (u.State == swarm.UpdateStatePaused || u.State == swarm.UpdateStateRollbackPaused)
-}
-
-// stays reports whether a task could stay where it is, were it not for the rollout.
-func stays(s *state.Snapshot, t *model.Task) bool {
-	if t.Node == 0 {
-		return true
-	}
-	n := s.Node(t.Node)
-	svc := s.Service(t.ID.Service)
-	return n != nil && svc != nil && n.State == swarm.NodeStateReady && n.Spec.Availability != swarm.NodeAvailabilityDrain && matches(s, svc, n)
-}
-
-// underWay reports whether a slot that a rollout gave a task is under way: the task has not come up, or not long enough ago.
-// Where it was taken away before it took over, who follows it counts in its place. Where nobody does, it is under way while
-// its node can still tell of its end, unless the slot has what it had. One that never found a node and is wanted no more
-// is nowhere. What came up, or came back, after the planner looked is judged by what it saw.
-func underWay(s *step, t *model.Task, delay model.Time) bool {
-	old := false
-	for o := range s.after.Tasks(t.ID.Service) {
-		if slotOf(o) == slotOf(t) && o.Template != t.Template && o.Desired <= model.StateRunning && !o.State.Terminal() {
-			old = true
-		}
-	}
-	for o := range s.after.Tasks(t.ID.Service) { // by age
-		if slotOf(o) == slotOf(t) && o.ID.Num > t.ID.Num && o.Template == t.Template && !nowhere(o) && (nowhere(t) || s.overtaken(t, old)) {
-			t = o
-		}
-	}
-	if nowhere(t) {
-		return false
-	}
-	if n := s.seen().Node(t.Node); s.overtaken(t, old) && (old || n == nil || n.State == swarm.NodeStateDown) {
-		return false
-	}
-	done := t.RunningSince
-	if done == 0 && t.State.Terminal() {
-		done = t.StatusAt
-	}
-	return done == 0 || t.State != model.StateOrphaned && s.now < done+delay
-}
-
-// seen is the state that a plan was computed from, where that is known.
-func (s *step) seen() *state.Snapshot { return cmp.Or(s.base, s.before) }
-
-// overtaken reports whether a task was taken away before it took over, and did not end by itself.
-func (s *step) overtaken(t *model.Task, old bool) bool {
-	ended := t.State == model.StateComplete || t.State == model.StateFailed || t.State == model.StateRejected
-	up := t.RunningSince != 0
-	if was := s.seen().Task(t.ID); was != nil {
-		up = was.RunningSince != 0
-	}
-	return t.Desired > model.StateRunning && !ended && (!up || old)
-}
-
-// nowhere reports whether a task never found a node and is wanted no more.
-func nowhere(t *model.Task) bool {
-	return t.State < model.StateAssigned && t.Desired > model.StateRunning
 }

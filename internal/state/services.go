@@ -58,6 +58,9 @@ func (w *writer) newRevision(c *model.NewRevision) error {
 	}
 	n.UpdatedAt = w.now
 	n.SpecVersion, n.PortVersion = w.stamp(max(n.SpecVersion, 1)), w.stamp(max(n.PortVersion, 1))
+	if old == nil || tid != old.Template {
+		n.InForceAt = w.now
+	}
 	n.Template, n.Ports, n.PortError, n.NetError = tid, c.Ports, "", ""
 	w.attachService(old, n)
 	vips := w.keptVIPs(n)
