@@ -323,3 +323,27 @@ func TestOvertakenSlotRunsOneTask(t *testing.T) {
 		t.Errorf("slot 2 runs %d tasks of old revisions: %+v", old[2], w.snap.Service(id).Update)
 	}
 }
+
+// TestUpdateOfFinishedSlotsMayFail: where no task is left to be replaced the API begins no rollout, and the planner does. It is
+// the user's all the same.
+func TestUpdateOfFinishedSlotsMayFail(t *testing.T) {
+	w := newWorld(t, 2)
+	id := w.service(0, func(s *swarm.ServiceSpec) {
+		replicas(2)(s)
+		s.TaskTemplate.RestartPolicy = &swarm.RestartPolicy{Condition: swarm.RestartPolicyConditionNone}
+		s.UpdateConfig = &swarm.UpdateConfig{Parallelism: 1}
+	})
+	w.settle()
+	for _, x := range w.running(id) {
+		w.report(x, model.StateComplete)
+	}
+	w.settle()
+	w.image(id, "bad")
+	w.do(model.Change{SetUpdate: &model.UpdateSet{Service: id}})
+	w.plan()
+	w.report(newest(w.live(id)), model.StateFailed)
+	w.plan()
+	if u := w.snap.Service(id).Update; u == nil || u.State != swarm.UpdateStatePaused {
+		t.Errorf("%+v", u)
+	}
+}

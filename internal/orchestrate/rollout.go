@@ -234,7 +234,7 @@ func (r *rollout) plan() {
 	case !inProgress(u):
 		if len(r.dirty) > 0 {
 			// StartedAt is not after the creation of the tasks that the same pass makes.
-			late := slices.ContainsFunc(r.dirty, func(s *slot) bool { return s.newest.Template != p.svc.Template })
+			late := u != nil && slices.ContainsFunc(r.dirty, func(s *slot) bool { return s.newest.Template != p.svc.Template })
 			r.set(model.UpdateStatus{State: swarm.UpdateStateUpdating, StartedAt: p.snap.Time(), Message: UpdateInProgress, Late: late})
 		}
 	case r.tooManyFailures():
