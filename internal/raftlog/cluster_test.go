@@ -42,6 +42,9 @@ func startCluster(t *testing.T, change func(*Config)) *cluster {
 			t.Fatal(err)
 		}
 	}
+	for id, m := range c.members {
+		eventually(t, id+" knows all members", func() bool { return len(m.Members()) == len(c.members) })
+	}
 	return c
 }
 

@@ -30,7 +30,9 @@ func (l *Log) Members() []Member {
 }
 
 // AddVoter lets a node keep the log and vote. It works on the leader; adding a
-// member again changes nothing.
+// member again changes nothing. A new one is added with AddNonvoter first, and gets its vote when
+// it has caught up: members vote for none that they do not know as a voter, so that if
+// the leader died while the new one knows only older members, nobody could be elected.
 func (l *Log) AddVoter(ctx context.Context, id string) error {
 	return l.change(ctx, "add member "+id, func(r *raft.Raft, limit time.Duration) raft.Future {
 		return r.AddVoter(raft.ServerID(id), raft.ServerAddress(id), 0, limit)
