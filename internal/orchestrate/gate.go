@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/moby/moby/api/types/swarm"
 	"github.com/skep-swarm/skep/internal/model"
 	"github.com/skep-swarm/skep/internal/state"
 )
@@ -83,6 +84,9 @@ func closed(snap *state.Snapshot, svc *model.Service) string {
 func reached(snap *state.Snapshot, on *model.Service, when string) bool {
 	newest, places := map[slotID]*model.Task{}, map[slotID]bool{}
 	for t := range snap.Tasks(on.ID) {
+		if leftOut(snap, on, t) {
+			continue
+		}
 		if t.Desired <= model.StateRunning {
 			places[slotID{t.Slot, globalNode(t)}] = true
 		}
@@ -119,6 +123,14 @@ func reached(snap *state.Snapshot, on *model.Service, when string) bool {
 		return want > 0 && completed >= want
 	}
 	return running+completed > 0
+}
+
+// leftOut reports whether an update leaves a task of a global service as it is, because its node is paused, or one waits there for
+// the node to be active again: nobody knows when.
+func leftOut(snap *state.Snapshot, on *model.Service, t *model.Task) bool {
+	n := snap.Node(t.Node)
+	paused := t.Slot == 0 && n != nil && n.Spec.Availability == swarm.NodeAvailabilityPause
+	return paused && (t.Template != on.Template || t.State < model.StateAssigned)
 }
 
 // slotID is a slot by its number, or of a global service by its node.

@@ -106,6 +106,9 @@ type step struct {
 	task, lost *model.Task
 	// failed is set when the task ended by itself: not one that had a successor before, and whose node told of its end later.
 	failed bool
+	// broken is one before it that ended before it ran, while what it was to replace stayed: the slot's turn is yet to come, or came
+	// again, but its failure counts.
+	broken *model.Task
 	// unplaced is one before it that never found a node, or has none as long as its node is paused: nobody waits for it.
 	unplaced *model.Task
 	// moved is one before it that is not where the spec wants it. Both may be of one template, what a rollout did and what
@@ -115,7 +118,7 @@ type step struct {
 
 // needs reports whether a task is one that the rollout counts by, and so must not be forgotten.
 func (st step) needs(t *model.Task) bool {
-	return t == st.task || t == st.moved || t == st.lost || t == st.from
+	return t == st.task || t == st.moved || t == st.lost || t == st.from || t == st.broken
 }
 
 // begun reports whether the rollout did anything in the slot.
@@ -134,6 +137,10 @@ func (st step) moving() bool {
 func (p *planner) step(s *slot) (st step) {
 	for i, t := range s.tasks {
 		if t.Template != p.svc.Template || t.CreatedAt < p.svc.Update.StartedAt {
+			if st.from != nil && p.underWayBefore(st.from, t) {
+				st.task = t
+				return st
+			}
 			if t.Desired < model.StateRemove {
 				st.from = t
 			}
@@ -150,20 +157,46 @@ func (p *planner) step(s *slot) (st step) {
 		case st.from == nil:
 			return step{}
 		case p.dirty(t):
-			if st.moved == nil {
-				st.moved = t
+			// What the slot had before is history: it has to be replaced once more.
+			if st.failed {
+				st.broken = st.task
 			}
-		case t.Desired > model.StateRunning && !byItself && (t.RunningSince == 0 || p.outstays(s)):
+			st.moved, st.task, st.failed, st.lost = t, nil, false, nil
+		case st.task != nil: // the restart policy's
+		case t.Desired > model.StateRunning && !byItself && (t.RunningSince == 0 || p.outstays(s)), !byItself && p.movedBack(t):
 			st.lost = t
+		case byItself && t.RunningSince == 0 && i+1 < len(s.tasks) && outlived(st.from, t):
+			if st.broken == nil {
+				st.broken = t
+			}
 		default:
 			st.task, st.failed = t, byItself
-			return st
 		}
 	}
-	if st.lost != nil && !p.outstays(s) && p.onNode(st.lost) {
+	if st.task == nil && st.lost != nil && !p.outstays(s) && p.onNode(st.lost) {
 		st.task = st.lost // nobody follows it, and it is still being stopped
 	}
+	if st.task == nil && st.moved == nil && st.broken != nil {
+		st.task, st.failed, st.broken = st.broken, true, nil
+	}
 	return st
+}
+
+// underWayBefore reports whether a task of the template in force was put in the place of another revision's by a rollout before
+// this one, and has yet to come up: revisions may go to and fro before a rollout could do anything.
+func (p *planner) underWayBefore(from, t *model.Task) bool {
+	return t.Template == p.svc.Template && from.Template != t.Template && t.Desired <= model.StateRunning && t.RunningSince == 0 && !t.State.Terminal() && !p.dirty(t)
+}
+
+// movedBack reports whether a task that ran was stopped though it could stay where it is: a constraint, a limit or a drain for
+// which it had to go was taken back, and the one that follows it has yet to come up.
+func (p *planner) movedBack(t *model.Task) bool {
+	return t.Desired == model.StateShutdown && t.RunningSince != 0 && p.onNode(t) && !p.node(t.Node).drained
+}
+
+// outlived reports whether a task that is not wanted any more was still there when one that was to replace it ended.
+func outlived(from, t *model.Task) bool {
+	return from.Desired > model.StateRunning && (!from.State.Terminal() || from.StatusAt >= t.StatusAt)
 }
 
 // onNode reports whether a task has a node that can tell of its end.
@@ -189,13 +222,22 @@ func (r *rollout) count(st step) {
 	if st.moved != nil && r.underWay(st.moved, false) || st.task == nil {
 		return
 	}
-	t := st.task
-	r.underWay(t, st.heir())
-	if st.failed {
-		early := t.RunningSince == 0 || t.StatusAt-t.RunningSince <= r.config.monitor
-		if early && t.StatusAt > r.p.svc.Update.ResumedAt {
-			r.failed = append(r.failed, t)
-		}
+	if st.broken == nil || !r.underWay(st.broken, false) {
+		r.underWay(st.task, st.heir())
+	}
+	switch {
+	case st.failed:
+		r.failure(st.task)
+	case st.broken != nil:
+		r.failure(st.broken)
+	}
+}
+
+// failure counts a task that ended by itself too early.
+func (r *rollout) failure(t *model.Task) {
+	early := t.RunningSince == 0 || t.StatusAt-t.RunningSince <= r.config.monitor
+	if early && t.StatusAt > r.p.svc.Update.ResumedAt {
+		r.failed = append(r.failed, t)
 	}
 }
 
@@ -234,7 +276,8 @@ func (r *rollout) plan() {
 	case !inProgress(u):
 		if len(r.dirty) > 0 {
 			// StartedAt is not after the creation of the tasks that the same pass makes.
-			late := u != nil && slices.ContainsFunc(r.dirty, func(s *slot) bool { return s.newest.Template != p.svc.Template })
+			// Only a paused node of a global service is ever left out. Slots that were finished are tried with the new revision.
+			late := u != nil && slices.ContainsFunc(r.dirty, func(s *slot) bool { return s.node != 0 && len(s.live) > 0 && s.newest.Template != p.svc.Template })
 			r.set(model.UpdateStatus{State: swarm.UpdateStateUpdating, StartedAt: p.snap.Time(), Message: UpdateInProgress, Late: late})
 		}
 	case r.tooManyFailures():

@@ -101,7 +101,9 @@ func (s *slot) look(p *planner) {
 		s.newest = t
 		s.done = p.job && t.State == model.StateComplete
 	}
-	s.finished = s.done || n == 0 && s.newest != nil && !p.policy.again(s.newest)
+	// A global task that was taken away with its node comes back with it, whatever the policy says of those that end.
+	back := s.node != 0 && !p.job && s.newest != nil && !failed(s.newest)
+	s.finished = s.done || n == 0 && s.newest != nil && !back && !p.policy.again(s.newest)
 }
 
 // counts reports whether a task is one that may be live: of the run in force, and no completed one of

@@ -155,6 +155,9 @@ func came(s *state.Snapshot, svc *model.Service) bool {
 func far(s *state.Snapshot, on *model.Service, when string) bool {
 	last, places := map[slotKey]*model.Task{}, map[slotKey]bool{}
 	for t := range s.Tasks(on.ID) {
+		if n := s.Node(t.Node); t.Slot == 0 && n != nil && n.Spec.Availability == swarm.NodeAvailabilityPause && (t.Template != on.Template || t.State < model.StateAssigned) {
+			continue // left out until the node is active again
+		}
 		if t.Desired <= model.StateRunning {
 			places[slotOf(t)] = true
 		}
