@@ -308,3 +308,25 @@ func TestGlobalDependencyCountsAllItsNodes(t *testing.T) {
 		t.Errorf("web:2 runs with %d of 4 db:2", w.updated(db))
 	}
 }
+
+// TestGlobalDependencyLeavesOutPausedNodes: an update leaves a paused node as it is, so nobody waits for that node.
+func TestGlobalDependencyLeavesOutPausedNodes(t *testing.T) {
+	w := newWorld(t, 3)
+	db := w.service(0, named("db", "", func(s *swarm.ServiceSpec) {
+		s.Mode = swarm.ServiceMode{Global: &swarm.GlobalService{}}
+	}))
+	web := w.service(0, named("web", "db=service_healthy", replicas(1)))
+	w.settle()
+	w.setNode(3, func(s *swarm.NodeSpec) { s.Availability = swarm.NodeAvailabilityPause })
+	w.image(db, "db:2")
+	w.image(web, "web:2")
+	w.settle()
+	w.advance(time.Hour)
+	w.settle()
+	if u := w.snap.Service(db).Update; u.State != swarm.UpdateStateCompleted {
+		t.Fatalf("%+v", u)
+	}
+	if w.updated(web) != 1 {
+		t.Errorf("db's update is completed, web waits for ever: %q", w.snap.Service(web).Notice)
+	}
+}

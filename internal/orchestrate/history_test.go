@@ -170,3 +170,37 @@ func TestReturnOfANodeIsNoRestart(t *testing.T) {
 		}
 	}
 }
+
+// TestReturnOfANodeOnTheLastAttempt: a global task on its last attempt, or of a policy that restarts nothing, comes back
+// with its node.
+func TestReturnOfANodeOnTheLastAttempt(t *testing.T) {
+	for _, cond := range []swarm.RestartPolicyCondition{swarm.RestartPolicyConditionAny, swarm.RestartPolicyConditionNone} {
+		w := newWorld(t, 2)
+		id := w.service(0, func(s *swarm.ServiceSpec) {
+			s.Mode = swarm.ServiceMode{Global: &swarm.GlobalService{}}
+			two := uint64(2)
+			s.TaskTemplate.RestartPolicy = &swarm.RestartPolicy{Condition: cond, MaxAttempts: &two}
+		})
+		w.settle()
+		if cond != swarm.RestartPolicyConditionNone {
+			for range 2 {
+				for _, x := range w.live(id) {
+					w.report(x, model.StateFailed)
+				}
+				w.settle()
+			}
+		}
+		if n := w.countRunning(id); n != 2 {
+			t.Fatal(n)
+		}
+		for n := model.NodeID(1); n <= 2; n++ {
+			w.drain(n)
+			w.settle()
+			w.setNode(n, func(s *swarm.NodeSpec) { s.Availability = swarm.NodeAvailabilityActive })
+			w.settle()
+		}
+		if n := w.countRunning(id); n != 2 {
+			t.Errorf("%s: %d of 2 run after drains of both nodes", cond, n)
+		}
+	}
+}
