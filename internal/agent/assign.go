@@ -138,8 +138,10 @@ func (a *Agent) assign(ops []op, fresh []*task, m *pb.Task, withdrawal uint64) (
 		return ops, fresh
 	} else if t != nil {
 		t.assign(m, withdrawal)
-		// What the managers know less of than the node is reported again.
-		if _, _, st := t.snapshot(); st.State > model.TaskState(m.State) && st.State >= model.StateAccepted {
+		// What the managers know less of than the node is reported again, and so is what they knew before they were taken back.
+		_, _, st := t.snapshot()
+		older := st.State > model.TaskState(m.State) || st.State == model.TaskState(m.State) && st.health() != model.Health(m.Health)
+		if older && st.State >= model.StateAccepted {
 			a.rep.mark(id)
 		}
 		return append(ops, op{taskPrefix + idText(id), encode(forDisk(m))}), fresh

@@ -155,3 +155,25 @@ func TestSlowHealthChecks(t *testing.T) {
 	eventually(t, "all places are taken", func() bool { return hung.Load() == maxProbes })
 	m.awaitState(m.assign(maxProbes+1, 1, model.StateRunning), model.StateRunning)
 }
+
+// Managers that were taken back to a moment when a task's checks failed hear that they do not any more.
+func TestHealthOfTheMomentIsTold(t *testing.T) {
+	h := newHost(t)
+	h.node.Program = new(sick).program
+	m := newScripted(t, h)
+	spec := simpleSpec()
+	spec.ContainerSpec.Healthcheck = &container.HealthConfig{Test: []string{"CMD-SHELL", "x"}, Interval: time.Hour, Timeout: 10 * time.Second,
+		StartPeriod: time.Hour, StartInterval: 10 * time.Millisecond, Retries: 2}
+	m.template(1, spec)
+	id := m.assign(1, 1, model.StateRunning)
+	h.start(t)
+	m.awaitState(id, model.StateRunning)
+	m.set(func() {
+		m.tasks[id].Health = uint32(model.HealthFailing)
+		old := m.states[id]
+		old.Health = model.HealthFailing
+		m.states[id] = old
+	})
+	m.disconnect()
+	eventually(t, "the managers know better", func() bool { return m.state(id).Health == model.HealthHealthy })
+}

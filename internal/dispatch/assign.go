@@ -160,7 +160,7 @@ func taskMessage(snap *state.Snapshot, t *model.Task) *pb.Task {
 		Ref: wire.Ref(t.ID), Id: snap.Cluster().Namer().TaskID(t.ID), Slot: t.Slot, Template: uint64(t.Template),
 		Desired: uint32(t.Desired), State: uint32(t.State), JobIteration: t.JobIteration, HostPorts: wire.PortConfigs(t.HostPorts),
 		Gateway4: wire.AddrBytes(t.Gateway4), Gateway6: wire.AddrBytes(t.Gateway6), Generic: genericMessages(t.Generic),
-		Nets: netMessages(t.Nets),
+		Nets: netMessages(t.Nets), Health: uint32(t.Health),
 	}
 }
 

@@ -18,8 +18,8 @@ type dirty struct {
 	// waiting are the services with tasks that found no node: whatever frees capacity or changes
 	// a node makes them dirty.
 	waiting map[model.ServiceID]struct{}
-	// gated are the services that wait for others: whatever happens to any service makes them dirty. They are few, and not so
-	// for long.
+	// gated are the services that wait for others: whatever happens to any service or node makes them dirty. They are few, and not
+	// so for long.
 	gated  map[model.ServiceID]struct{}
 	timers timers
 	// expected are the services, by log index, whose tasks in that entry are all that was planned for them.
@@ -140,6 +140,7 @@ func released(a replica.Applied, id model.ServiceID) bool {
 func (d *dirty) node(a replica.Applied, id model.NodeID) {
 	d.nodes[id] = struct{}{}
 	d.wakeWaiting()
+	maps.Copy(d.services, d.gated) // an update leaves out what is on paused nodes
 	for t := range a.After.TasksOnNode(id) {
 		d.services[t.ID.Service] = struct{}{}
 	}

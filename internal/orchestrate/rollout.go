@@ -108,9 +108,7 @@ func (r *rollout) count(st step) {
 	if st.moved != nil && r.underWay(st.moved, false) || st.task == nil {
 		return
 	}
-	if st.broken == nil || !r.underWay(st.broken, false) {
-		r.underWay(st.task, st.heir())
-	}
+	r.underWay(st.task, st.heir() || st.broken != nil)
 	switch {
 	case st.failed:
 		r.failure(st.task)

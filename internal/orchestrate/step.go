@@ -71,10 +71,13 @@ func (p *planner) step(s *slot) (st step) {
 				st.broken = st.task
 			}
 			st.moved, st.task, st.failed, st.lost = t, nil, false, nil
-		case st.task != nil: // the restart policy's
+		case st.task != nil && (byItself || !p.movedBack(t)): // the restart policy's
 		case t.Desired > model.StateRunning && !byItself && (t.RunningSince == 0 || p.outstays(s)), !byItself && p.movedBack(t):
-			st.lost = t
-		case byItself && t.RunningSince == 0 && i+1 < len(s.tasks) && outlived(st.from, t):
+			if st.failed {
+				st.broken = st.task
+			}
+			st.task, st.failed, st.lost = nil, false, t
+		case byItself && t.RunningSince == 0 && i+1 < len(s.tasks) && p.outlived(s.tasks[:i], t):
 			if st.broken == nil {
 				st.broken = t
 			}
@@ -103,9 +106,15 @@ func (p *planner) movedBack(t *model.Task) bool {
 	return t.Desired == model.StateShutdown && t.RunningSince != 0 && p.onNode(t) && !p.node(t.Node).drained
 }
 
-// outlived reports whether a task that is not wanted any more was still there when one that was to replace it ended.
-func outlived(from, t *model.Task) bool {
-	return from.Desired > model.StateRunning && (!from.State.Terminal() || from.StatusAt >= t.StatusAt)
+// outlived reports whether one of the older tasks of a slot that are not wanted any more was still there when t, which was to replace
+// it, ended.
+func (p *planner) outlived(older []*model.Task, t *model.Task) bool {
+	return slices.ContainsFunc(older, func(o *model.Task) bool {
+		if o.Template == t.Template || o.Desired <= model.StateRunning || o.State < model.StateAssigned {
+			return false
+		}
+		return o.State.Terminal() && o.StatusAt > t.StatusAt || !o.State.Terminal() && p.onNode(o)
+	})
 }
 
 // onNode reports whether a task has a node that can tell of its end.

@@ -22,6 +22,8 @@ type judge struct {
 	rolled map[model.TaskID]bool         // tasks by which a rollout replaced others
 	chain  map[model.TaskID][]model.Time // restarts that led to a task
 
+	dropped map[model.TaskID]bool // tasks that were held back, and then not wanted any more: no attempts
+
 	downAt map[model.NodeID]model.Time // since when nodes are down by the log
 
 	waiting map[model.ServiceID]*gate // services that depend on others
@@ -32,7 +34,8 @@ type judge struct {
 func newJudge(w *world) *judge {
 	return &judge{w: w, addrs: map[netip.Addr]model.TaskID{}, rests: map[netip.Addr]rest{}, freed: map[model.NodeID]netip.Addr{},
 		bases: map[[16]byte]*state.Snapshot{}, rolled: map[model.TaskID]bool{}, chain: map[model.TaskID][]model.Time{},
-		downAt: map[model.NodeID]model.Time{}, waiting: map[model.ServiceID]*gate{}}
+		dropped: map[model.TaskID]bool{},
+		downAt:  map[model.NodeID]model.Time{}, waiting: map[model.ServiceID]*gate{}}
 }
 
 // step is one agreed entry.
@@ -100,7 +103,11 @@ func (j *judge) task(s *step, id model.TaskID) {
 		}
 	case b == nil:
 		s.put = append(s.put, a)
+		j.dropped[id] = a.Desired > model.StateRunning
 	default:
+		if b.Desired < model.StateRunning && a.Desired > model.StateRunning && !a.State.Terminal() {
+			j.dropped[id] = true
+		}
 		if b.State != a.State && !model.CanMove(b.State, a.State) {
 			j.w.fail("law: a state never goes back: %s went from %s to %s", short(id), b.State, a.State)
 		}

@@ -98,6 +98,9 @@ func underWay(s *step, t *model.Task, delay model.Time) bool {
 		}
 	}
 	for o := range s.after.Tasks(t.ID.Service) { // by age
+		if slotOf(o) == slotOf(t) && o.ID.Num > t.ID.Num && o.Template == t.Template && o.RunningSince != 0 && s.now >= o.RunningSince+delay {
+			return false // a follower has stood its time, whatever the one before it reported when its node was back
+		}
 		if slotOf(o) == slotOf(t) && o.ID.Num > t.ID.Num && o.Template == t.Template && !s.idle(o) && (s.idle(t) || s.overtaken(t, o, old)) {
 			t = o
 		}

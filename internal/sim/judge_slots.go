@@ -120,7 +120,7 @@ func (j *judge) attempts(s *step) {
 			continue
 		}
 		chain := append([]model.Time(nil), j.chain[prev.ID]...)
-		if relocated(s, svc, prev) || returned(svc, prev) {
+		if relocated(s, svc, prev) || returned(svc, prev) || j.dropped[prev.ID] {
 			j.chain[t.ID] = chain
 			continue
 		}

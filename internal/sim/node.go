@@ -224,7 +224,7 @@ func (n *node) assign(o order) {
 		desired = max(desired, model.StateShutdown)
 	}
 	t.want(desired)
-	if t.st.State > o.state && t.st.State >= model.StateAccepted {
+	if older := t.st.State > o.state || t.st.State == o.state && t.st.Health != o.health; older && t.st.State >= model.StateAccepted {
 		n.mark(o.id)
 	}
 }

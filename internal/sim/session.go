@@ -44,6 +44,7 @@ type order struct {
 	id      model.TaskID
 	desired model.TaskState
 	state   model.TaskState
+	health  model.Health
 	image   string
 	stop    int64 // grace period
 }
@@ -168,7 +169,7 @@ func (s *session) add(a *assignments, snap *state.Snapshot, t *model.Task) {
 	}
 	s.told[t.ID] = now
 	cs := tpl.Task.Typed.ContainerSpec
-	o := order{id: t.ID, desired: t.Desired, state: t.State, image: cs.Image, stop: 10 * second}
+	o := order{id: t.ID, desired: t.Desired, state: t.State, health: t.Health, image: cs.Image, stop: 10 * second}
 	if cs.StopGracePeriod != nil {
 		o.stop = int64(*cs.StopGracePeriod)
 	}

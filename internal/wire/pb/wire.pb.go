@@ -2490,6 +2490,8 @@ type Task struct {
 	Generic []*GenericResource `protobuf:"bytes,11,rep,name=generic,proto3" json:"generic,omitempty"`
 	// Addresses in overlay networks, in the order of the template's nets.
 	Nets []*TaskNet `protobuf:"bytes,12,rep,name=nets,proto3" json:"nets,omitempty"`
+	// What the managers know of its health: they may have been taken back to an older state.
+	Health uint32 `protobuf:"varint,13,opt,name=health,proto3" json:"health,omitempty"`
 	// The service has credentials for its registry. A node keeps them in memory only: a task that it reads from its disk has the
 	// mark without the credentials, until a manager sends them again.
 	WithRegistryAuth bool `protobuf:"varint,20,opt,name=with_registry_auth,json=withRegistryAuth,proto3" json:"with_registry_auth,omitempty"`
@@ -2611,6 +2613,13 @@ func (x *Task) GetNets() []*TaskNet {
 		return x.Nets
 	}
 	return nil
+}
+
+func (x *Task) GetHealth() uint32 {
+	if x != nil {
+		return x.Health
+	}
+	return 0
 }
 
 func (x *Task) GetWithRegistryAuth() bool {
@@ -4432,7 +4441,7 @@ const file_wire_proto_rawDesc = "" +
 	"\aoptions\x18\x03 \x03(\v2$.skep.wire.v1.NetAttach.OptionsEntryR\aoptions\x1a:\n" +
 	"\fOptionsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xec\x03\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x84\x04\n" +
 	"\x04Task\x12'\n" +
 	"\x03ref\x18\x01 \x01(\v2\x15.skep.wire.v1.TaskRefR\x03ref\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\tR\x02id\x12\x12\n" +
@@ -4447,7 +4456,8 @@ const file_wire_proto_rawDesc = "" +
 	"host_ports\x18\n" +
 	" \x03(\v2\x18.skep.wire.v1.PortConfigR\thostPorts\x127\n" +
 	"\ageneric\x18\v \x03(\v2\x1d.skep.wire.v1.GenericResourceR\ageneric\x12)\n" +
-	"\x04nets\x18\f \x03(\v2\x15.skep.wire.v1.TaskNetR\x04nets\x12,\n" +
+	"\x04nets\x18\f \x03(\v2\x15.skep.wire.v1.TaskNetR\x04nets\x12\x16\n" +
+	"\x06health\x18\r \x01(\rR\x06health\x12,\n" +
 	"\x12with_registry_auth\x18\x14 \x01(\bR\x10withRegistryAuth\x12#\n" +
 	"\rregistry_auth\x18\x15 \x01(\fR\fregistryAuth\"O\n" +
 	"\aTaskNet\x12\x18\n" +
