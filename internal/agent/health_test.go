@@ -93,7 +93,7 @@ func TestHealthOfTask(t *testing.T) {
 		StartPeriod: time.Hour, StartInterval: 10 * time.Millisecond, Retries: 2}
 	m.template(1, spec)
 	id := m.assign(1, 1, model.StateRunning)
-	a, stop := h.start(t)
+	_, stop := h.start(t)
 	m.awaitState(id, model.StateStarting)
 	eventually(t, "some checks", func() bool { return s.probes.Load() > 2 })
 	if st := m.state(id); st.State != model.StateStarting || st.Health != model.HealthStarting {
@@ -105,7 +105,7 @@ func TestHealthOfTask(t *testing.T) {
 	}
 	// Another daemon goes on with what this one knew, and does not begin with a start period.
 	stop()
-	a, stop = h.start(t)
+	a, _ := h.start(t)
 	m.awaitState(id, model.StateRunning)
 	eventually(t, "checks by the next daemon", func() bool { l := a.Tasks(); return len(l) == 1 && l[0].Health != nil && len(l[0].Health.Log) > 0 })
 	s.code.Store(3)
