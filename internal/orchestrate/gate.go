@@ -147,13 +147,13 @@ func globalNode(t *model.Task) model.NodeID {
 }
 
 // lookAtGate opens the service's gate when what it waits for has come, or when tasks of the template in force were let go
-// before it had one: then it holds nobody back any more, and who replaces them must not wait. Nor does a rollback, which
-// brings back what ran before: what has gone since then may be why.
+// before it had one: then it holds nobody back any more, and who replaces them must not wait. Nor does a rollback to
+// what ran before: what has gone since then may be why.
 func (p *planner) lookAtGate() {
 	if !gated(p.svc) {
 		return
 	}
-	if !rollingBack(p.svc.Update) && !p.wasLetGo() {
+	if !p.wasLetGo() {
 		agreed := p.obs.Agreed
 		if agreed == nil {
 			agreed = p.snap
@@ -166,8 +166,12 @@ func (p *planner) lookAtGate() {
 }
 
 func (p *planner) wasLetGo() bool {
+	back := rollingBack(p.svc.Update)
 	for t := range p.snap.Tasks(p.id) {
-		if t.Template == p.svc.Template && t.JobIteration == p.svc.JobIteration && t.Desired == model.StateRunning && !t.State.Terminal() {
+		if t.Template != p.svc.Template || t.JobIteration != p.svc.JobIteration {
+			continue
+		}
+		if t.Desired == model.StateRunning && !t.State.Terminal() || back && t.RunningSince != 0 {
 			return true
 		}
 	}

@@ -330,3 +330,38 @@ func TestGlobalDependencyLeavesOutPausedNodes(t *testing.T) {
 		t.Errorf("db's update is completed, web waits for ever: %q", w.snap.Service(web).Notice)
 	}
 }
+
+// TestRollbackToWhatNeverRan: one to a revision whose gate never opened waits as that did: its migration may not have run.
+func TestRollbackToWhatNeverRan(t *testing.T) {
+	w := newWorld(t, 2)
+	id := w.service(0, named("web", "", replicas(1)))
+	w.settle()
+	w.service(id, func(s *swarm.ServiceSpec) {
+		s.Labels[orchestrate.DependsLabel] = "migrate=service_completed_successfully"
+		s.TaskTemplate.ContainerSpec.Image = "img:2"
+	})
+	w.settle()
+	num := w.snap.Service(id).Current().Num
+	w.service(id, func(s *swarm.ServiceSpec) {
+		delete(s.Labels, orchestrate.DependsLabel)
+		s.TaskTemplate.ContainerSpec.Image = "img:3"
+	})
+	w.settle()
+	w.now += second
+	rev, err := orchestrate.RollbackTo(w.snap.Service(id), num, orchestrate.ManualRollback, w.now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.do(model.Change{NewRevision: rev})
+	w.settle()
+	w.advance(time.Hour)
+	w.settle()
+	for _, x := range w.running(id) {
+		if img := w.snap.Template(x.Template).Task.Typed.ContainerSpec.Image; img != "img:3" {
+			t.Errorf("%s runs, and what it depends on does not exist: %q", img, w.snap.Service(id).Notice)
+		}
+	}
+	if n := w.countRunning(id); n != 1 {
+		t.Errorf("%d run", n)
+	}
+}

@@ -90,8 +90,7 @@ func (j *judge) gates(s *step) {
 			g.came = g.came || s.base != nil && came(s.base, svc)
 			j.waiting[svc.ID] = g
 		}
-		// A rollback waits for nobody: it brings back what ran before.
-		g.came = g.came || came(s.after, svc) || rollingBack(svc.Update)
+		g.came = g.came || came(s.after, svc) || bringsBack(s.seen(), svc)
 		before := s.before.Service(svc.ID)
 		if before == nil || before.Opened == svc.Opened {
 			continue
@@ -120,6 +119,16 @@ func (j *judge) letGo(s *step, t *model.Task) {
 	}
 }
 
+// bringsBack reports whether a service is rolled back to tasks that ran before: these wait for nobody.
+func bringsBack(s *state.Snapshot, svc *model.Service) bool {
+	for t := range s.Tasks(svc.ID) {
+		if rollingBack(svc.Update) && t.Template == svc.Template && t.RunningSince != 0 {
+			return true
+		}
+	}
+	return false
+}
+
 // shut reports whether a service's gate is rightly closed in a healed swarm. An open one, or none, is not; one that
 // should be open is the second answer.
 func (j *judge) shut(s *state.Snapshot, svc *model.Service) (shut bool, why string) {
@@ -127,8 +136,8 @@ func (j *judge) shut(s *state.Snapshot, svc *model.Service) (shut bool, why stri
 	if text == "" || svc.Opened == svc.Template {
 		return false, ""
 	}
-	if rollingBack(svc.Update) {
-		return false, "its gate is closed, and it is rolled back"
+	if bringsBack(s, svc) {
+		return false, "its gate is closed, and it is rolled back to what ran before"
 	}
 	if came(s, svc) {
 		return false, "its gate is closed, and what it waits for has come: " + text
