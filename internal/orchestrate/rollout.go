@@ -19,10 +19,10 @@ type config struct {
 	order       swarm.UpdateOrder
 }
 
-// config is that of the rollback while there is one.
+// config is that of the rollback while there is one, also while it is paused.
 func (p *planner) config() config {
 	spec := p.svc.Spec().UpdateConfig
-	if rollingBack(p.svc.Update) {
+	if u := p.svc.Update; rollingBack(u) || u != nil && u.State == swarm.UpdateStateRollbackPaused {
 		spec = p.svc.Spec().RollbackConfig
 	}
 	c := config{parallelism: 1, monitor: model.Time(defaultMonitor), action: swarm.UpdateFailureActionPause, order: swarm.UpdateOrderStopFirst}

@@ -5,6 +5,7 @@ import (
 
 	"github.com/moby/moby/api/types/swarm"
 	"github.com/skep-swarm/skep/internal/model"
+	"github.com/skep-swarm/skep/internal/orchestrate"
 )
 
 // This file is about what is changed, and changed back, in the middle of a rollout.
@@ -133,5 +134,38 @@ func TestRevisionTakenBack(t *testing.T) {
 	w.settle()
 	if n := w.updated(id); n != 4 {
 		t.Errorf("%d of 4 are updated", n)
+	}
+}
+
+// TestPausedRollbackKeepsItsOrder: a rollback that starts first, of an update that stops first, does so while it is paused too: who
+// follows a new task that failed is not dropped for the one that runs.
+func TestPausedRollbackKeepsItsOrder(t *testing.T) {
+	w := newWorld(t, 3)
+	id := w.service(0, func(s *swarm.ServiceSpec) {
+		replicas(2)(s)
+		s.UpdateConfig = &swarm.UpdateConfig{Parallelism: 1, Order: swarm.UpdateOrderStopFirst}
+		s.RollbackConfig = &swarm.UpdateConfig{Parallelism: 1, Order: swarm.UpdateOrderStartFirst, FailureAction: swarm.UpdateFailureActionPause}
+	})
+	w.settle()
+	w.image(id, "img:2")
+	w.settle()
+	w.now += second
+	w.do(model.Change{NewRevision: orchestrate.Rollback(w.snap.Service(id), orchestrate.ManualRollback, w.now)})
+	w.plan()
+	w.report(newest(w.live(id)), model.StateFailed)
+	w.plan()
+	heir := newest(w.live(id))
+	if heir.Template != w.snap.Service(id).Template {
+		t.Fatal("nobody follows the one that failed")
+	}
+	for range 30 {
+		w.plan()
+		w.now += second
+	}
+	if u := w.snap.Service(id).Update; u.State != swarm.UpdateStateRollbackPaused {
+		t.Fatalf("%+v", u)
+	}
+	if x := newest(w.live(id)); x.ID != heir.ID || x.Desired != model.StateRunning || w.out(id, 2) != 0 {
+		t.Errorf("the successor %d is %s, the newest is %d; %d slots are out", heir.ID.Num, w.snap.Task(heir.ID).Desired, x.ID.Num, w.out(id, 2))
 	}
 }
