@@ -26,10 +26,7 @@ func (w *world) out(id model.ServiceID, n int) int {
 // yet stay, and the rollout goes on at its own pace.
 func TestDrainTakenBackDuringARollout(t *testing.T) {
 	w := newWorld(t, 2)
-	id := w.service(0, func(s *swarm.ServiceSpec) {
-		replicas(8)(s)
-		s.UpdateConfig = &swarm.UpdateConfig{Parallelism: 1}
-	})
+	id := w.service(0, oneByOne(8))
 	w.settle()
 	w.image(id, "img:2")
 	w.plan() // slot 1
@@ -68,10 +65,7 @@ func TestOrderChangedDuringARollout(t *testing.T) {
 // slot.
 func TestConstraintDuringARollout(t *testing.T) {
 	w := newWorld(t, 3)
-	id := w.service(0, func(s *swarm.ServiceSpec) {
-		replicas(3)(s)
-		s.UpdateConfig = &swarm.UpdateConfig{Parallelism: 1}
-	})
+	id := w.service(0, oneByOne(3))
 	w.settle()
 	w.image(id, "img:2")
 	w.plan()

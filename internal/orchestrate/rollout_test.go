@@ -177,10 +177,7 @@ func (w *world) failNow(r *rand.Rand, id model.ServiceID) {
 func TestPauseForgetsNoStep(t *testing.T) {
 	w := newWorld(t, 2)
 	w.history(new(int64))
-	id := w.service(0, func(s *swarm.ServiceSpec) {
-		replicas(3)(s)
-		s.UpdateConfig = &swarm.UpdateConfig{Parallelism: 1}
-	})
+	id := w.service(0, oneByOne(3))
 	w.settle()
 	w.image(id, "img:2")
 	w.plan()
@@ -319,10 +316,7 @@ func TestRolloutDoesNotWaitForALostNode(t *testing.T) {
 func TestHeirOfALostTaskIsUnderWay(t *testing.T) {
 	w := newWorld(t, 5)
 	w.history(new(int64))
-	id := w.service(0, func(s *swarm.ServiceSpec) {
-		replicas(3)(s)
-		s.UpdateConfig = &swarm.UpdateConfig{Parallelism: 1}
-	})
+	id := w.service(0, oneByOne(3))
 	w.settle()
 	w.image(id, "new")
 	w.plan()

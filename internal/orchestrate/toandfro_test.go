@@ -70,10 +70,7 @@ func TestDrainTakenBackWithOneAttempt(t *testing.T) {
 // successor runs.
 func TestConstraintTakenBack(t *testing.T) {
 	w := newWorld(t, 4)
-	id := w.service(0, func(s *swarm.ServiceSpec) {
-		replicas(4)(s)
-		s.UpdateConfig = &swarm.UpdateConfig{Parallelism: 1}
-	})
+	id := w.service(0, oneByOne(4))
 	w.settle()
 	w.image(id, "img:2")
 	for w.updated(id) == 0 {
@@ -112,10 +109,7 @@ func TestConstraintTakenBack(t *testing.T) {
 // TestRevisionTakenBack: a new task that an earlier rollout began to bring up is under way in the next one to the same revision.
 func TestRevisionTakenBack(t *testing.T) {
 	w := newWorld(t, 3)
-	id := w.service(0, func(s *swarm.ServiceSpec) {
-		replicas(4)(s)
-		s.UpdateConfig = &swarm.UpdateConfig{Parallelism: 1}
-	})
+	id := w.service(0, oneByOne(4))
 	w.settle()
 	old := w.snap.Service(id).Spec().TaskTemplate.ContainerSpec.Image
 	w.image(id, "new")

@@ -91,6 +91,14 @@ func (w *world) history(limit *int64) {
 	w.do(model.Change{PutCluster: &c})
 }
 
+// oneByOne makes a service of so many replicas, of which a rollout replaces one at a time.
+func oneByOne(n uint64) func(*swarm.ServiceSpec) {
+	return func(s *swarm.ServiceSpec) {
+		replicas(n)(s)
+		s.UpdateConfig = &swarm.UpdateConfig{Parallelism: 1}
+	}
+}
+
 // service creates a service or gives it a new spec, as the API does.
 func (w *world) service(id model.ServiceID, edit func(*swarm.ServiceSpec)) model.ServiceID {
 	w.t.Helper()
