@@ -1,10 +1,12 @@
 package dns
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -315,7 +317,15 @@ func TestOwnServers(t *testing.T) {
 	}
 }
 
-// TestShared has many clients ask the same at a time.
+// waits counts those who wait for its end.
+type waits struct {
+	context.Context
+	n atomic.Int32
+}
+
+func (w *waits) Done() <-chan struct{} { w.n.Add(1); return w.Context.Done() }
+
+// TestShared has many clients ask the same while one already waits for the reply.
 func TestShared(t *testing.T) {
 	s := newServer(t)
 	release := make(chan struct{})
@@ -324,17 +334,26 @@ func TestShared(t *testing.T) {
 		return addresses(m, 0, "192.0.2.1")
 	})
 	k := outsider(t, s, "127.0.0.53")
+	s.mu.Lock()
+	c := s.clients["task"]
+	w := &waits{Context: c.ctx}
+	c.ctx = w
+	s.mu.Unlock()
 	msg := question(t, "x.test.", dnsmessage.TypeA, 0)
 	var wg sync.WaitGroup
-	for range 50 {
-		wg.Go(func() {
-			if got := say(unpack(t, k.udp(msg))); got != "192.0.2.1" {
-				t.Errorf("one got %s", got)
-			}
-		})
+	ask := func() {
+		if got := say(unpack(t, k.udp(msg))); got != "192.0.2.1" {
+			t.Errorf("one got %s", got)
+		}
 	}
-	c := s.clients["task"]
-	await(t, "all to be under way", func() bool { c.mu.Lock(); defer c.mu.Unlock(); return c.outside == 50 })
+	wg.Go(ask)
+	await(t, "the resolver to be asked", func() bool { return u.asked.Load() == 1 })
+	first := w.n.Load()
+	for range 49 {
+		wg.Go(ask)
+	}
+	// To be admitted is not enough: who comes to wait after the reply has come asks anew, for it may not be kept.
+	await(t, "all to wait for the one reply", func() bool { return w.n.Load() == first+49 })
 	close(release)
 	wg.Wait()
 	if n := u.asked.Load(); n != 1 {
