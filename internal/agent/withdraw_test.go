@@ -113,6 +113,7 @@ func TestWithdrawOfOneContainer(t *testing.T) {
 	backends(1)
 	container := ContainerID(externalID(1))
 
+	eventually(t, "the managers to have taken what was reported", func() bool { return a.rep.pending() == 0 })
 	a.Withdraw(t.Context(), "another")()
 	if a.Withdraw(t.Context(), container)(); m.state(id).Health != model.HealthNone || a.rep.pending() != 0 {
 		t.Error("the only task of its service is withdrawn, and nobody could take its clients")
