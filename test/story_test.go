@@ -6,11 +6,13 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -24,6 +26,11 @@ import (
 
 func TestMain(m *testing.M) {
 	lab.Dispatch()
+	// Stories wait more than they work. Before flag.Parse, so that -parallel has its way.
+	if err := flag.Set("test.parallel", strconv.Itoa(2*runtime.GOMAXPROCS(0))); err != nil {
+		fmt.Fprintln(os.Stderr, "setting how many stories run at once:", err)
+		os.Exit(2)
+	}
 	os.Exit(m.Run())
 }
 
