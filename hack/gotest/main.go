@@ -11,6 +11,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"os/exec"
 	"slices"
@@ -132,8 +133,13 @@ func (s *summary) endPackage(e event, key string) {
 	word := "ok  "
 	if e.Action == "fail" {
 		word = "FAIL"
-		// A panic or a time-out belongs to the package, not to one of its tests.
-		fmt.Fprint(s.out, strings.Join(s.output[key], ""))
+		// A panic or a time-out belongs to the package, not to one of its tests. What it says is told as of the test that ran.
+		for _, k := range slices.Sorted(maps.Keys(s.output)) {
+			if strings.HasPrefix(k, key) {
+				fmt.Fprint(s.out, strings.Join(s.output[k], ""))
+				delete(s.output, k)
+			}
+		}
 		if len(s.broken) == 0 || !strings.HasPrefix(s.broken[len(s.broken)-1], e.Package[strings.LastIndex(e.Package, "/")+1:]+".") {
 			s.failed++
 			s.broken = append(s.broken, e.Package)

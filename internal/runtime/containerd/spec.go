@@ -156,6 +156,7 @@ func lookupUser(c *swarm.ContainerSpec, img *image, passwd, group []byte) (*user
 		if err != nil {
 			return nil, runtime.Invalid("%v", err)
 		}
+		slices.Sort(extra) // they come in any order
 		u.Sgids = append(u.Sgids, extra...)
 	}
 	return u, nil
