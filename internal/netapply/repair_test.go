@@ -160,26 +160,24 @@ func withTasks(l *lab, tasks int, ports ...netplan.Port) netplan.Input {
 }
 
 func TestNamespaceFilesAreBoundAgain(t *testing.T) {
-	for _, known := range []bool{true, false} {
-		t.Run(fmt.Sprintf("process known %v", known), func(t *testing.T) { testBoundAgain(t, known) })
+	for _, known := range []string{"process", "nobody", "stranger"} {
+		t.Run("known is the "+known, func(t *testing.T) { testBoundAgain(t, known) })
 	}
 }
 
-func testBoundAgain(t *testing.T, known bool) {
+func testBoundAgain(t *testing.T, known string) {
 	l := newLab(t)
 	l.sync()
 	t0, ns0 := l.addTask(0)
 	l.serve(ns0, "a", 8080)
-	// A process that lives in the namespace.
-	var proc *exec.Cmd
-	must(t, inNS(ns0, func() error {
-		proc = exec.Command("sleep", "60")
-		proc.SysProcAttr = &syscall.SysProcAttr{}
-		return proc.Start()
-	}))
-	t.Cleanup(func() { _, _ = proc.Process.Kill(), proc.Wait() })
-	if known {
-		t0.PID = proc.Process.Pid
+	// Another daemon's task, with the same address: its link looks the same to the letter.
+	other := l.namespace("other")
+	mac := strings.TrimSpace(l.sh(ns0, "ip -o link show dev %s | sed 's/.*ether \\([^ ]*\\).*/\\1/'", netplan.TaskLink))
+	l.sh(other, "ip link add %s address %s type veth peer name x", netplan.TaskLink, mac)
+	stranger := l.sleeper(other)
+	proc := l.sleeper(ns0)
+	if pid := map[string]int{"process": proc, "stranger": stranger}[known]; pid != 0 {
+		t0.PID = pid
 		_, err := l.net.AddTask(context.Background(), t0)
 		must(t, err)
 	}
@@ -193,10 +191,23 @@ func testBoundAgain(t *testing.T, known bool) {
 		must(t, os.Remove(path))
 		within(t, 3*time.Second, "namespace file bound again", func() bool { return isNS(path) })
 	}
-	if !sameNS(l.net.Path(t0), fmt.Sprintf("/proc/%d/ns/net", proc.Process.Pid)) {
+	if !sameNS(l.net.Path(t0), fmt.Sprintf("/proc/%d/ns/net", proc)) {
 		t.Error("another namespace was bound than that of the task's process")
 	}
 	l.wantAnswer(l.client, "tcp", hostIP4+":80", "a "+clientIP4)
+}
+
+// sleeper is a process that lives in a namespace.
+func (l *lab) sleeper(ns int) (pid int) {
+	l.t.Helper()
+	var proc *exec.Cmd
+	must(l.t, inNS(ns, func() error {
+		proc = exec.Command("sleep", "60")
+		proc.SysProcAttr = &syscall.SysProcAttr{}
+		return proc.Start()
+	}))
+	l.t.Cleanup(func() { _, _ = proc.Process.Kill(), proc.Wait() })
+	return proc.Process.Pid
 }
 
 func TestRestartChangesNothing(t *testing.T) {

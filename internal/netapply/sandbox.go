@@ -76,7 +76,12 @@ func (s *space) number(fd int) (int, error) {
 	if err := s.rt.run(b); err != nil {
 		return -1, err
 	}
-	b = &batch{}
+	return s.numberOf(fd)
+}
+
+// numberOf returns the number that this namespace has for another, -1 when it has none.
+func (s *space) numberOf(fd int) (int, error) {
+	b := &batch{}
 	b.begin(unix.RTM_GETNSID, 0, []byte{unix.AF_UNSPEC}, "read a namespace's number")
 	b.u32(netnsaFD, fd)
 	id := -1
