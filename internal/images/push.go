@@ -129,10 +129,11 @@ type uploads struct {
 
 	mu      sync.Mutex
 	tracker docker.StatusTracker // of the attempt under way
+	begun   map[string]bool      // by reference: what an attempt before it began to send, and may be there by now
 }
 
 func newUploads(ctx context.Context, store content.Store, target ocispec.Descriptor) *uploads {
-	u := &uploads{tracker: docker.NewInMemoryTracker()}
+	u := &uploads{tracker: docker.NewInMemoryTracker(), begun: map[string]bool{}}
 	manifest, err := images.Manifest(ctx, store, target, platforms.Default())
 	if err == nil { // else there is nothing to draw
 		u.layers = manifest.Layers
@@ -144,20 +145,25 @@ func newUploads(ctx context.Context, store content.Store, target ocispec.Descrip
 func (u *uploads) attempt() docker.StatusTracker {
 	u.mu.Lock()
 	defer u.mu.Unlock()
+	for _, d := range u.layers {
+		ref := remotes.MakeRefKey(context.Background(), d)
+		if st, err := u.tracker.GetStatus(ref); err == nil && !st.Exists {
+			u.begun[ref] = true
+		}
+	}
 	u.tracker = docker.NewInMemoryTracker()
 	return u.tracker
 }
 
 func (u *uploads) look(ctx context.Context) []Progress {
 	u.mu.Lock()
-	tracker := u.tracker
-	u.mu.Unlock()
+	defer u.mu.Unlock()
 	var out []Progress
 	for _, d := range u.layers {
-		p := Progress{ID: shortID(d.Digest), Status: "Preparing"}
-		if st, err := tracker.GetStatus(remotes.MakeRefKey(ctx, d)); err == nil {
+		p, ref := Progress{ID: shortID(d.Digest), Status: "Preparing"}, remotes.MakeRefKey(ctx, d)
+		if st, err := u.tracker.GetStatus(ref); err == nil {
 			switch {
-			case st.Exists:
+			case st.Exists && !u.begun[ref]:
 				p.Status = "Layer already exists"
 			case st.MountedFrom != "":
 				p.Status = "Mounted from " + st.MountedFrom
