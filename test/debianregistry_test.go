@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -76,24 +77,38 @@ auth: {htpasswd: {realm: test, path: %[1]s/users}}
 		return errors.Join(err, d.forward.Close())
 	}
 	s.debian = d
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	var serving context.Context
+	serving, d.cancel = context.WithCancel(context.Background())
+	d.conns.Go(func() { s.debianServe(serving, d, rate) })
+	if err := s.debianAnswers(ctx, addr); err != nil {
+		return errors.Join(err, s.debianKill())
+	}
+	return nil
+}
+
+// debianAnswers waits until the registry asks for a name and a password, through its forwarder.
+func (s *story) debianAnswers(ctx context.Context, addr string) error {
+	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
 	defer cancel()
-	for {
-		c, err := s.node.Dial(ctx, "tcp", debianBackend)
+	for client := s.node.HTTPClient(); ; {
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+addr+"/v2/", nil)
+		if err != nil {
+			return err
+		}
+		resp, err := client.Do(req)
 		if err == nil {
-			c.Close()
-			break
+			resp.Body.Close()
+			if resp.StatusCode == http.StatusUnauthorized {
+				return nil
+			}
+			err = errors.New(resp.Status)
 		}
 		select {
 		case <-time.After(20 * time.Millisecond):
 		case <-ctx.Done():
-			return errors.Join(fmt.Errorf("docker-registry does not listen: %w", err), s.debianKill())
+			return fmt.Errorf("docker-registry does not answer: %w", err)
 		}
 	}
-	var serving context.Context
-	serving, d.cancel = context.WithCancel(context.Background())
-	d.conns.Go(func() { s.debianServe(serving, d, rate) })
-	return nil
 }
 
 func (s *story) debianServe(ctx context.Context, d *debianRegistry, rate int) {
@@ -106,6 +121,7 @@ func (s *story) debianServe(ctx context.Context, d *debianRegistry, rate int) {
 			defer client.Close()
 			server, err := s.node.Dial(ctx, "tcp", debianBackend)
 			if err != nil {
+				fmt.Fprintln(s.daemonLog, "forwarding to docker-registry:", err)
 				return
 			}
 			defer server.Close()
