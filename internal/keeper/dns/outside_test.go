@@ -328,11 +328,13 @@ func (w *waits) Done() <-chan struct{} { w.n.Add(1); return w.Context.Done() }
 // TestShared has many clients ask the same while one already waits for the reply.
 func TestShared(t *testing.T) {
 	s := newServer(t)
-	release := make(chan struct{})
+	held := make(chan struct{})
+	release := sync.OnceFunc(func() { close(held) })
 	u := startUpstream(t, "127.0.0.53", func(m dnsmessage.Message, _ bool) []byte {
-		<-release
+		<-held
 		return addresses(m, 0, "192.0.2.1")
 	})
+	t.Cleanup(release) // the resolver's, which comes next, waits for its answers
 	k := outsider(t, s, "127.0.0.53")
 	s.mu.Lock()
 	c := s.clients["task"]
@@ -354,7 +356,7 @@ func TestShared(t *testing.T) {
 	}
 	// To be admitted is not enough: who comes to wait after the reply has come asks anew, for it may not be kept.
 	await(t, "all to wait for the one reply", func() bool { return w.n.Load() == first+49 })
-	close(release)
+	release()
 	wg.Wait()
 	if n := u.asked.Load(); n != 1 {
 		t.Errorf("the resolver was asked %d times", n)
